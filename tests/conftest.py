@@ -1,0 +1,133 @@
+"""A tiny random model, a byte-level tokenizer and preference pairs, built here so that no test needs a download."""
+
+import os
+
+# Before torch is imported: tests run in parallel processes, and threads that spin for each other would slow them all.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trl_capo import CAPOConfig
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+LANGUAGES = ("de", "sw", "日本")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, so that every text in every script can be encoded and decoded."""
+    tokens = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def tiny_config(**changes) -> LlamaConfig:
+    sizes = {
+        "vocab_size": 260,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,  # large, so that untrained log-probs differ from pair to pair
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return LlamaConfig(**{**sizes, **changes})
+
+
+def save_tiny_model(folder, seed: int, config=None, architecture=LlamaForCausalLM) -> str:
+    torch.manual_seed(seed)
+    architecture(config or tiny_config()).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> str:
+    """Folder of a tiny Llama with its tokenizer."""
+    return save_tiny_model(tmp_path_factory.mktemp("model"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_model_dir(tmp_path_factory) -> str:
+    """Another tiny Llama of the same shape: a reference that differs from the policy, so that rho is not 0."""
+    return save_tiny_model(tmp_path_factory.mktemp("other_model"), seed=1)
+
+
+def make_pairs(count: int = 24) -> Dataset:
+    """Standard preference pairs of different lengths in three languages, with extra columns as people have them."""
+    rows = [
+        {
+            "prompt": f"Say {index} in {LANGUAGES[index % 3]}:",
+            "chosen": " ja" * (1 + index % 4) + f" {index}",
+            "rejected": " nein" * (1 + index % 3),
+            "language": LANGUAGES[index % 3],
+            "id": f"pair-{index}",
+        }
+        for index in range(count)
+    ]
+    return Dataset.from_list(rows)
+
+
+def as_conversation(row: dict) -> dict:
+    return {
+        "prompt": [{"role": "user", "content": row["prompt"]}],
+        "chosen": [{"role": "assistant", "content": row["chosen"]}],
+        "rejected": [{"role": "assistant", "content": row["rejected"]}],
+    }
+
+
+@pytest.fixture(scope="session")
+def pairs() -> Dataset:
+    return make_pairs()
+
+
+@pytest.fixture(scope="session")
+def conversations(pairs) -> Dataset:
+    return pairs.map(as_conversation)
+
+
+CPU_ARGUMENTS = {
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "max_steps": 3,
+    "save_strategy": "no",
+}
+
+
+@pytest.fixture
+def make_args(tmp_path):
+    """Builds a CAPOConfig (or another class) for a quick run on the CPU; keywords win."""
+
+    def make(cls=CAPOConfig, **changes):
+        return cls(**{"output_dir": str(tmp_path / "output"), **CPU_ARGUMENTS, **changes})
+
+    return make
+
+
+def logged(trainer, key: str) -> list[float]:
+    """The values of one key in the order in which they were logged."""
+    return [entry[key] for entry in trainer.state.log_history if key in entry]

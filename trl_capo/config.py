@@ -1,0 +1,130 @@
+"""CAPOConfig: DPOConfig plus CAPO's own options, and the check that every combination of them means something.
+
+What TRL itself refuses is left to TRL. What TRL would ignore in silence, or what has no confidence to scale by, is
+refused here, all problems at once, before a model is loaded.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from trl import DPOConfig
+
+from trl_capo.losses import NOISE_RATE_RANGE
+
+_SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
+
+
+@dataclass
+class CAPOConfig(DPOConfig):
+    """Configuration of `CAPOTrainer`: every option of `trl.DPOConfig`, and these.
+
+    Parameters:
+        noise_rate (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+            Share of the preference labels that are flipped, in [0, 0.5]. `0` is DPO, to the bit. `0.5` trusts a label
+            exactly as far as the model agrees with it. `"auto"` estimates it while training, from `noise_rate_prior`
+            on, over the pairs of all processes; the estimate is kept in checkpoints and frozen in evaluation.
+        noise_rate_prior (`float`, *optional*, defaults to `0.1`):
+            Where the estimate of `noise_rate="auto"` starts, in [0.005, 0.5]. It moves only as the model learns to tell
+            chosen from rejected. Not used with a fixed rate.
+        confidence_temperature (`float`, *optional*, defaults to `0.5`):
+            Temperature tau > 0 of the confidence, in units of reward (beta times nats). `1` is the Bradley-Terry model
+            that DPO assumes; less gives up contradicted pairs sooner; a large value gives every pair the scale 1.
+
+    Raises:
+        ValueError: options that cannot be used together, or a value out of its range. One message names them all.
+    """
+
+    # The `None` makes TRL's parser read the option as text, so that the command line can say `auto` (as TRL's own
+    # `pad_to_multiple_of` does); the value None is refused below.
+    noise_rate: float | str | None = field(
+        default="auto",
+        metadata={
+            "help": "Share of the preference labels that are flipped, in [0, 0.5], or 'auto' to estimate it while "
+            "training. 0 is DPO."
+        },
+    )
+    noise_rate_prior: float = field(
+        default=0.1,
+        metadata={"help": "Where the estimate of `noise_rate='auto'` starts, in [0.005, 0.5]."},
+    )
+    confidence_temperature: float = field(
+        default=0.5,
+        metadata={
+            "help": "Temperature tau > 0 of the confidence, in units of reward: 1 is the Bradley-Terry model that DPO "
+            "assumes, less gives up contradicted pairs sooner."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.noise_rate, str) and self.noise_rate != "auto":
+            try:
+                self.noise_rate = float(self.noise_rate)
+            except ValueError:
+                pass  # the check below names it
+        self._capo_check()
+
+    def _capo_check(self) -> None:
+        """Raise one ValueError that names every problem: option, value, reason and remedy."""
+        problems = _range_problems(self) + _combination_problems(self)
+        if problems:
+            raise ValueError("CAPOConfig cannot be used as it is:\n" + "\n".join(f"- {line}" for line in problems))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _range_problems(args: CAPOConfig) -> list[str]:
+    problems = []
+    low, high = NOISE_RATE_RANGE
+    if args.noise_rate != "auto" and not (_is_number(args.noise_rate) and 0 <= args.noise_rate <= 0.5):
+        problems.append(
+            f"noise_rate={args.noise_rate!r}: it is a share of flipped labels, and above 0.5 labels would mean their "
+            "opposite. Give a number in [0, 0.5], or 'auto'."
+        )
+    if not (_is_number(args.noise_rate_prior) and low <= args.noise_rate_prior <= high):
+        problems.append(
+            f"noise_rate_prior={args.noise_rate_prior!r}: the estimate starts there and stays in [{low}, {high}]. Give a "
+            "number in that range."
+        )
+    if not (_is_number(args.confidence_temperature) and args.confidence_temperature > 0):
+        problems.append(
+            f"confidence_temperature={args.confidence_temperature!r}: relative rewards are divided by it. Give a positive "
+            "number; 1 is the Bradley-Terry model."
+        )
+    if not (_is_number(args.beta) and args.beta > 0):
+        problems.append(f"beta={args.beta!r}: without a positive beta no reward is defined. 0.1 is TRL's default.")
+    if args.ld_alpha is not None and not (_is_number(args.ld_alpha) and 0 <= args.ld_alpha <= 1):
+        problems.append(
+            f"ld_alpha={args.ld_alpha!r}: it weighs the tokens beyond the shorter completion. Give a number in [0, 1], "
+            "or None for no weighting."
+        )
+    return problems
+
+
+def _combination_problems(args: CAPOConfig) -> list[str]:
+    problems = []
+    losses = set(args.loss_type)
+    if args.noise_rate != 0 and "sigmoid" not in losses:
+        problems.append(
+            f"loss_type={args.loss_type} with noise_rate={args.noise_rate!r}: CAPO scales the pair losses of 'sigmoid', "
+            "and there are none. Add 'sigmoid', or set noise_rate=0 to train with the plain losses."
+        )
+    if args.noise_rate != 0 and args.use_weighting:
+        problems.append(
+            f"use_weighting=True with noise_rate={args.noise_rate!r}: WPO's weights and CAPO's confidence would both scale "
+            "the same pair losses. Set use_weighting=False, or noise_rate=0 to train plain WPO."
+        )
+    if args.use_weighting and losses & {"hinge", "sft"}:
+        problems.append(
+            f"use_weighting=True with loss_type={args.loss_type}: TRL's weighting fails on 'hinge' and 'sft' (it "
+            "multiplies their losses in place). Leave them out, or set use_weighting=False."
+        )
+    if args.label_smoothing != 0 and not losses & _SMOOTHED_LOSSES:
+        problems.append(
+            f"label_smoothing={args.label_smoothing!r} with loss_type={args.loss_type}: TRL ignores it there in silence. "
+            f"For noisy labels set noise_rate={args.label_smoothing!r} instead (CAPO), or loss_type='robust' with "
+            "noise_rate=0 (robust DPO)."
+        )
+    return problems

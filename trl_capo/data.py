@@ -1,0 +1,156 @@
+"""Preference pairs: where they come from, and whether they can be trained on.
+
+Every problem of a data set is found before a model is loaded and reported at once, with row numbers. What training can
+live with is counted in one warning. Streams are checked by their first rows only, since they can be read only once.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+logger = get_logger(__name__)
+
+_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+_COMPRESSED = {".gz", ".xz", ".bz2", ".zst"}
+_STREAM_ROWS = 100
+_SHOWN_ROWS = 5
+
+
+def load_preference_data(name: str, *, config: str | None = None, streaming: bool = False) -> DatasetDict:
+    """Load a data set by hub name, local folder (data files, or saved with `save_to_disk`) or file.
+
+    Args:
+        name: hub name, folder, or a .json, .jsonl, .parquet or .csv file (also compressed); a file becomes the split
+            "train".
+        config: configuration of a hub data set.
+        streaming: read rows as they are needed.
+
+    Returns:
+        The splits (an `IterableDatasetDict` when streaming).
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: it is there and cannot be read as preference data.
+    """
+    path = Path(name).expanduser()
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
+    builder = _BUILDERS.get(suffixes[-1]) if suffixes else None
+    try:
+        if path.is_file():
+            if builder is None:
+                raise ValueError(f"dataset_name={name!r}: a file must be one of {', '.join(_BUILDERS)}.")
+            return load_dataset(builder, data_files=str(path), streaming=streaming)
+        if path.is_dir():
+            saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+            loaded = load_from_disk(str(path)) if saved else load_dataset(str(path), streaming=streaming)
+            return loaded if isinstance(loaded, Mapping) else DatasetDict(train=loaded)
+        if builder is not None or path.is_absolute() or name.startswith((".", "~")):
+            raise FileNotFoundError(f"dataset_name={name!r}: there is no such file or folder.")
+        return load_dataset(name, name=config, streaming=streaming)
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"dataset_name={name!r} cannot be read: {cause}") from error
+    except DatasetNotFoundError as error:
+        raise FileNotFoundError(f"dataset_name={name!r} is neither a local file or folder nor found: {error}") from error
+
+
+def select_split(splits: Mapping[str, Any], split: str, option: str) -> Any:
+    """The split of that name, or an error that lists those there are and names the option that chooses."""
+    if split not in splits:
+        raise ValueError(f"{option}={split!r}: the data set has no such split, only {', '.join(map(repr, splits))}.")
+    return splits[split]
+
+
+def check_preference_data(**datasets: Dataset | IterableDataset | Mapping[str, Any] | None) -> None:
+    """Check data sets, or dictionaries of them, before anything expensive happens; None is left to the caller.
+
+    Raises:
+        ValueError: a missing column, no rows, or cells that are neither text nor messages; all problems in one message.
+    """
+    problems = []
+    for name, dataset in _named(datasets):
+        found, warnings = _examine(dataset)
+        problems += [f"{name}: {problem}" for problem in found]
+        for warning in warnings:
+            logger.warning(f"{name}: {warning}")
+    if problems:
+        raise ValueError("the preference data cannot be trained on:\n" + "\n".join(f"- {line}" for line in problems))
+
+
+def _named(datasets: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, dataset in datasets.items():
+        if isinstance(dataset, Mapping):
+            yield from ((f"{name}[{key!r}]", part) for key, part in dataset.items())
+        elif isinstance(dataset, Dataset | IterableDataset):
+            yield name, dataset
+
+
+def _examine(dataset: Dataset | IterableDataset) -> tuple[list[str], list[str]]:
+    """What makes the data set unusable, and what is only worth a warning."""
+    rows = dataset.take(_STREAM_ROWS) if isinstance(dataset, IterableDataset) else dataset
+    first = next(iter(rows), None)
+    if first is None:
+        return ["it has no rows"], []
+    missing = [column for column in ("chosen", "rejected") if column not in first]
+    if missing:
+        columns = ", ".join(map(repr, first))
+        return [f"it has no column {' and no column '.join(map(repr, missing))}; its columns are {columns}"], []
+    columns = [column for column in ("prompt", "chosen", "rejected") if column in first]
+    errors, warnings, total = defaultdict(list), defaultdict(list), 0
+    for index, row in enumerate(rows.select_columns(columns)):
+        total += 1
+        for message in _row_errors(row):
+            errors[message].append(index)
+        if not errors:
+            for message in _row_warnings(row):
+                warnings[message].append(index)
+    same = warnings.get(_SAME)
+    if same and len(same) == total:
+        return ["every pair has chosen equal to rejected: there is no preference to learn"], []
+    return [_count(*item, total) for item in errors.items()], [_count(*item, total) for item in warnings.items()]
+
+
+def _count(message: str, indices: list[int], total: int) -> str:
+    shown = ", ".join(map(str, indices[:_SHOWN_ROWS])) + (", ..." if len(indices) > _SHOWN_ROWS else "")
+    return f"{message} in {len(indices):,} of {total:,} rows (row {shown})"
+
+
+_SAME = "chosen equals rejected, which teaches no preference,"
+
+
+def _row_errors(row: Mapping[str, Any]) -> list[str]:
+    problems = [f"{column} {problem}" for column, value in row.items() if (problem := _cell_problem(value))]
+    if not problems and len({isinstance(value, str) for value in row.values()}) > 1:
+        kinds = ", ".join(f"{column} is {'text' if isinstance(value, str) else 'messages'}" for column, value in row.items())
+        problems.append(f"one format must serve all columns, but {kinds},")
+    return problems
+
+
+def _cell_problem(value: Any) -> str | None:
+    if isinstance(value, str):
+        return None
+    if value is None:
+        return "is null"
+    if not isinstance(value, list):
+        return f"is {type(value).__name__}, not text or a list of messages,"
+    if not all(isinstance(message, Mapping) and message.get("role") and "content" in message for message in value):
+        return "is a list, but not of messages with `role` and `content`,"
+    if any(not isinstance(message["content"], str | list) for message in value):
+        return "has a message whose `content` is not text"
+    return None
+
+
+def _row_warnings(row: Mapping[str, Any]) -> list[str]:
+    problems = [f"{column} is empty" for column in ("chosen", "rejected") if _is_empty(row[column])]
+    return problems + ([_SAME] if row["chosen"] == row["rejected"] else [])
+
+
+def _is_empty(value: str | list[Mapping[str, Any]]) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return not any(message["content"] for message in value)

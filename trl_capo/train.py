@@ -1,0 +1,137 @@
+"""What `trl-capo train` does, in one process: load the data, build a CAPOTrainer, train, save.
+
+Run it as `trl-capo train --config FILE` (which starts it through `accelerate launch`), as
+`accelerate launch scripts/train_capo.py --config FILE`, or call `train` from Python. Arguments and YAML keys are those
+of `trl dpo`, with CAPOConfig in place of DPOConfig. Mistakes in the arguments, the data or the model's folder end with
+one message and exit code 2, before a model is loaded; what fails while training keeps its traceback.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    TrlParser,
+    get_dataset,
+    get_peft_config,
+    get_quantization_config,
+)
+
+from trl_capo.config import CAPOConfig
+from trl_capo.data import load_preference_data, select_split
+from trl_capo.trainer import CAPOTrainer
+
+ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig)
+
+
+def make_parser() -> TrlParser:
+    """The parser of the command's arguments: `trl dpo`'s, with CAPO's options."""
+    usage = "trl-capo train [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
+    return TrlParser(ARGUMENT_TYPES, prog="trl-capo train", usage=usage)
+
+
+def parse(argv: Sequence[str]) -> tuple[tuple, list[str], list[str]]:
+    """Parse arguments and the YAML file; also what is neither's: from the YAML, and from the command line.
+
+    Raises:
+        ValueError: the YAML file or a value cannot be used; the message is for the user.
+        OSError: the YAML file cannot be read.
+    """
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if argv and argv[-1] == "--config":
+        raise ValueError("--config needs the path of a YAML file")
+    try:
+        *parsed, from_yaml, from_argv = make_parser().parse_args_and_config(
+            argv, return_remaining_strings=True, separate_remaining_strings=True
+        )
+    except yaml.YAMLError as error:
+        raise ValueError(f"the config file is not valid YAML: {error}") from error
+    return tuple(parsed), from_yaml, from_argv
+
+
+def check_model_path(name: str | None) -> None:
+    """Refuse a model name that is plainly neither a hub name nor a model's folder, before anything is loaded."""
+    if name is None:
+        raise ValueError("model_name_or_path is missing: give a hub name or the folder of a model.")
+    path = Path(name).expanduser()
+    if path.exists() and not (path / "config.json").is_file():
+        raise ValueError(f"model_name_or_path={name!r} is not a model: there is no config.json in it.")
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise ValueError(f"model_name_or_path={name!r}: there is no such folder.")
+
+
+def build_trainer(
+    script_args: ScriptArguments,
+    training_args: CAPOConfig,
+    model_args: ModelConfig,
+    dataset_args: DatasetMixtureConfig,
+) -> CAPOTrainer:
+    """Load the data and build the trainer that these arguments describe.
+
+    Raises:
+        ValueError, OSError: something is missing or does not fit; the message is for the user.
+    """
+    check_model_path(model_args.model_name_or_path)
+    if dataset_args.datasets:
+        splits = get_dataset(dataset_args)
+    elif script_args.dataset_name:
+        splits = load_preference_data(
+            script_args.dataset_name, config=script_args.dataset_config, streaming=script_args.dataset_streaming
+        )
+    else:
+        raise ValueError("no data: give dataset_name (a hub name, folder or file) or a `datasets` mixture.")
+    evaluated = training_args.eval_strategy != "no"
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    trainer = CAPOTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=select_split(splits, script_args.dataset_train_split, "dataset_train_split"),
+        eval_dataset=select_split(splits, script_args.dataset_test_split, "dataset_test_split") if evaluated else None,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    if script_args.ignore_bias_buffers:
+        trainer.model._ddp_params_and_buffers_to_ignore = [
+            name for name, buffer in trainer.model.named_buffers() if not buffer.is_floating_point()
+        ]
+    return trainer
+
+
+def train(trainer: CAPOTrainer, *, dataset_name: str | None = None) -> None:
+    """Train (or resume), save the model into the output folder, and push it if asked to."""
+    args = trainer.args
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.print(f"Training completed. Model saved to {args.output_dir}.")
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=dataset_name)
+        trainer.accelerator.print(f"Model pushed to the hub as {trainer.hub_model_id}.")
+    trainer.end()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one process of a training; returns the exit code."""
+    try:
+        parsed, *_ = parse(sys.argv[1:] if argv is None else argv)
+        trainer = build_trainer(*parsed)
+    except (ValueError, NotImplementedError, OSError) as error:
+        if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake
+            print(f"trl-capo train: error: {error}", file=sys.stderr)
+        return 2
+    train(trainer, dataset_name=parsed[0].dataset_name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""CAPOTrainer: TRL's DPOTrainer, with each pair's loss scaled by the confidence that its label is right.
+
+How it meets TRL (checked by tests/test_trl_contract.py). DPOTrainer computes its loss, its metrics and everything else
+in one piece without a per-pair hook, so that piece is left alone and its result corrected: the reference log-probs are
+computed first and handed to it as if they were precomputed, the policy's output is recorded on its way through, and
+`weight * mean((scale - 1) * pair_loss)` is added to the loss that comes back. One policy forward and one reference
+forward a step, as in DPO; every other term of the loss stays as it was.
+"""
+
+import contextlib
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import trl
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from trl import DPOTrainer
+
+from trl_capo.config import CAPOConfig
+from trl_capo.data import check_preference_data
+from trl_capo.losses import confidence_scale, relative_reward, sequence_log_probs, update_noise_rate
+from trl_capo.metrics import PairWindow
+
+
+class NoiseRateEstimate(TrainerCallback, ExportableState):
+    """The running estimate of the noise rate, kept in the trainer state of every checkpoint.
+
+    Restored at the start of a resumed training from the checkpoint's state, whether or not
+    `restore_callback_states_from_checkpoint` is set (with it Transformers builds a new instance and sets the attributes).
+    """
+
+    def __init__(self, noise_rate: float = 0.1, pairs_seen: float = 0.0) -> None:
+        self.noise_rate: float | Tensor = noise_rate
+        self.pairs_seen: float | Tensor = pairs_seen
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"noise_rate": float(self.noise_rate), "pairs_seen": float(self.pairs_seen)}, "attributes": {}}
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if saved is not None:
+            self.__init__(**saved["args"])
+
+    def update(self, doubt: Tensor, pairs: Tensor) -> None:
+        """Move the estimate after an optimiser step, by the sum of 1 - c over all its pairs on all processes."""
+        rate, seen = (torch.as_tensor(value, device=pairs.device) for value in (self.noise_rate, self.pairs_seen))
+        self.noise_rate = update_noise_rate(rate, doubt, pairs, seen)
+        self.pairs_seen = seen + pairs
+
+
+class _FirstOutput:
+    """Stands in for the model in one call of DPOTrainer's loss and keeps what the first forward returned."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self.model = model
+        self.value: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = self.model(*args, **kwargs)
+        self.value = outputs if self.value is None else self.value
+        return outputs
+
+
+class CAPOTrainer(DPOTrainer):
+    """DPOTrainer with confidence-scaled pair losses; nothing else differs.
+
+    Takes exactly the arguments of `trl.DPOTrainer`, with a `CAPOConfig` for `args`. The loss is
+    `mean_i s_i * -log sigmoid(rho_i)` (docs/method.md, eq. 5) in place of the "sigmoid" term of `loss_type`; other
+    terms, the MoE auxiliary loss and TRL's metrics stay as they are. Logged beside them, in training and evaluation:
+
+    - `capo/noise_rate`: the rate in use, in [0, 0.5];
+    - `capo/confidence`: mean confidence c that a label is right, in [0, 1];
+    - `capo/scale`, `capo/scale_min`, `capo/scale_max`: the scale s of the pair losses, in [0, 2];
+    - `capo/contradicted`: share of the pairs with a negative relative reward, which the model ranks against the label.
+
+    Training values cover the logging window, evaluation values the data set, every pair once, on all processes.
+
+    Raises:
+        TypeError: `args` is not a `CAPOConfig`.
+        ValueError: options that cannot be used together, or data that cannot be trained on; before a model is loaded.
+    """
+
+    _tag_names = ["trl", "capo"]
+    _name = "CAPO"
+    _paper = {
+        "title": "CAPO: Confidence Aware Preference Optimization Learning for Multilingual Preferences",
+        "id": "2511.07691",
+        "citation": textwrap.dedent("""\
+            @inproceedings{pokharel2025capo,
+                title     = {{CAPO: Confidence Aware Preference Optimization Learning for Multilingual Preferences}},
+                author    = {Rhitabrat Pokharel and Yufei Tao and Ameeta Agrawal},
+                year      = 2025,
+                booktitle = {Findings of the Association for Computational Linguistics: IJCNLP-AACL 2025},
+                pages     = {1144--1156},
+                url       = {https://arxiv.org/abs/2511.07691},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model,
+        ref_model=None,
+        args=None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        compute_metrics=None,
+        callbacks=None,
+        optimizers=(None, None),
+        quantization_config=None,
+        peft_config=None,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = CAPOConfig(f"{name.rstrip('/').split('/')[-1]}-CAPO")
+        if not isinstance(args, CAPOConfig):
+            raise TypeError(
+                f"args is a {type(args).__name__}, which has no noise rate or confidence temperature. Build it with "
+                "trl_capo.CAPOConfig, which takes the same options."
+            )
+        args._capo_check()
+        check_preference_data(train_dataset=train_dataset, eval_dataset=eval_dataset)
+        super().__init__(
+            model,
+            ref_model=ref_model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        if args.noise_rate == "auto":
+            self.add_callback(NoiseRateEstimate(args.noise_rate_prior))
+        self._capo_sigmoid_weight = sum(
+            weight for name, weight in zip(self.loss_types, self.loss_weights, strict=True) if name == "sigmoid"
+        )
+        self._capo_step, self._capo_train, self._capo_eval = (_new_window() for _ in range(3))
+        self._capo_agrees_with_trl = False
+
+    @property
+    def _capo_estimate(self) -> NoiseRateEstimate | None:
+        """The estimate, or None with a fixed noise rate. Looked up, since resuming may replace the callback."""
+        callbacks = self.callback_handler.callbacks
+        return next((callback for callback in callbacks if isinstance(callback, NoiseRateEstimate)), None)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not self.precompute_ref_logps:
+            chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+            inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        policy = _FirstOutput(model)
+        with self._capo_given_ref_logps():
+            result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
+        dpo_loss, outputs = result if return_outputs else (result, None)
+
+        rho = self._capo_relative_reward(policy.value, inputs)
+        pair_losses = -F.logsigmoid(rho)
+        self._capo_check_agreement(dpo_loss, pair_losses)
+        estimate = self._capo_estimate
+        noise_rate = self.args.noise_rate if estimate is None else estimate.noise_rate
+        scale = confidence_scale(rho, noise_rate=noise_rate, temperature=self.args.confidence_temperature)
+        loss = dpo_loss + self._capo_sigmoid_weight * ((scale - 1.0) * pair_losses).mean()
+        self._capo_record(rho.detach(), scale, noise_rate)
+        return (loss, outputs) if return_outputs else loss
+
+    @contextlib.contextmanager
+    def _capo_given_ref_logps(self) -> Iterator[None]:
+        """Within it, DPOTrainer takes the reference log-probs from the batch."""
+        before = self.precompute_ref_logps
+        self.precompute_ref_logps = True
+        try:
+            yield
+        finally:
+            self.precompute_ref_logps = before
+
+    def _capo_relative_reward(self, outputs: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """(B,) relative rewards, with the gradient of the policy's log-probs."""
+        token_log_probs = getattr(outputs, "log_probs", None)
+        if token_log_probs is None:
+            raise RuntimeError(
+                f"DPOTrainer of TRL {trl.__version__} no longer gets `log_probs` from the model it is given, as that of "
+                "TRL 1.16 does, so CAPO has nothing to scale. Install a TRL that this trl-capo is tested with."
+            )
+        mask = inputs["completion_mask"][:, 1:]
+        # Prompt-learning adapters put virtual tokens before the sequence: keep the real tokens' positions.
+        logps = sequence_log_probs(token_log_probs[:, -mask.size(1) :], mask, ld_alpha=self.ld_alpha)
+        chosen, rejected = logps.chunk(2)
+        return relative_reward(
+            chosen - inputs["ref_chosen_logps"],
+            rejected - inputs["ref_rejected_logps"],
+            beta=self.beta,
+            f_divergence_type=self.f_divergence_type,
+            f_alpha_divergence_coef=self.f_alpha_divergence_coef,
+        )
+
+    def _capo_check_agreement(self, dpo_loss: Tensor, pair_losses: Tensor) -> None:
+        """Once a trainer: our pair losses must average to DPOTrainer's loss, where nothing else is part of it."""
+        if self._capo_agrees_with_trl:
+            return
+        self._capo_agrees_with_trl = True
+        alone = self.loss_types == ["sigmoid"] and not self.use_weighting and not self.aux_loss_enabled
+        ours = self._capo_sigmoid_weight * pair_losses.detach().mean()
+        if alone and not torch.allclose(dpo_loss.detach().float(), ours, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise RuntimeError(
+                f"DPOTrainer of TRL {trl.__version__} gives the first batch the loss {dpo_loss.item():.6f}, and CAPO's "
+                f"pair losses average to {ours.item():.6f}: this TRL computes the relative reward in another way than "
+                "TRL 1.16. Install a TRL that this trl-capo is tested with."
+            )
+
+    def _capo_record(self, rho: Tensor, scale: Tensor, noise_rate: float | Tensor) -> None:
+        """Add a batch to the metrics and, with the last batch of an optimiser step, move the estimate."""
+        rate = torch.as_tensor(noise_rate, dtype=scale.dtype, device=scale.device).expand_as(scale)
+        rows = torch.stack([rate, scale * (1.0 - rate), scale, (rho < 0).to(scale.dtype)], dim=1)
+        if not self.model.training:
+            self._capo_eval.add(self.accelerator.gather_for_metrics(rows))
+            return
+        self._capo_step.add(rows)
+        if not self.accelerator.sync_gradients:
+            return
+        step = _new_window()
+        step.merge(self.accelerator.gather(self._capo_step.vector[None]))
+        self._capo_step = _new_window()
+        self._capo_train.merge(step.vector[None])
+        estimate = self._capo_estimate
+        if estimate is not None:
+            estimate.update(step.pairs - step.sum("capo/confidence"), step.pairs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            logs.update(self._capo_train.summary())
+            self._capo_train = _new_window()
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        self._capo_eval = _new_window()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        metrics = self._capo_eval.summary()
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+
+def _new_window() -> PairWindow:
+    return PairWindow(
+        ("capo/noise_rate", "capo/confidence", "capo/scale", "capo/contradicted"), extremes=("capo/scale",)
+    )
