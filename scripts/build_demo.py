@@ -1,7 +1,8 @@
 """Builds a small model and multilingual preference data to try preference tuning on, from Python packages only.
 
-What: writes `demo/model` (a transformers checkpoint with tokenizer and chat template) and `demo/data` (`train.jsonl`
-and `test.jsonl`; `datasets.load_dataset("demo/data")` reads them). `demo_model.py` and `demo_data.py` say how.
+What: writes `demo/model` (a transformers checkpoint with tokenizer and chat template) and `demo/data` (`train.jsonl`,
+`validation.jsonl` and `test.jsonl`; `datasets.load_dataset("demo/data")` reads them). `demo_model.py` and
+`demo_data.py` say how.
 
 Why so: an example that anybody can run without a model hub or an account. What is there and was built with the same
 settings and package versions is used again. A part is written beside its place and renamed when it is complete, so
@@ -25,11 +26,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # for callers that import this file from elsewhere
-import demo_data  # noqa: E402
-import demo_model  # noqa: E402
+import demo_data
+import demo_model
 
-RECIPE = 1  # raise it when a change in these scripts changes what they write
+RECIPE = 3  # raise it when a change in these scripts changes what they write
 RECORD = ".build.json"  # hidden, so that `load_dataset` does not take it for data
 
 
@@ -70,9 +70,12 @@ def build_part(folder: Path, settings: dict, write: Callable[[Path], None]) -> b
     write(partial)
     record = {"settings": settings, "files": file_sizes(partial)}
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(old)  # deleting takes time, and a folder half deleted must not stand in its place
     partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return True
 
 
@@ -90,18 +93,18 @@ def build_model(folder: Path, name: str, data: Path, data_settings: dict) -> Non
     if name == "gemma":
         print(demo_model.GEMMA_NOTICE)
         settings["data"] = data_settings
-    rows = [row for split in ("train", "test") for row in demo_data.read_split(data / f"{split}.jsonl")]
+    rows = [row for split in demo_data.SPLITS for row in demo_data.read_split(data / f"{split}.jsonl")]
     chats = [row["prompt"] + row[answer] for row in rows for answer in ("chosen", "rejected")]
     build_part(folder, settings, lambda path: demo_model.write_model(path, name, chats))
 
 
 def print_summary(model: Path, data: Path) -> None:
-    splits = {split: demo_data.read_split(data / f"{split}.jsonl") for split in ("train", "test")}
+    splits = {split: demo_data.read_split(data / f"{split}.jsonl") for split in demo_data.SPLITS}
     counts = {split: Counter(row["language"] for row in rows) for split, rows in splits.items()}
-    print(f"\n{'language':<20} {'train':>6} {'test':>6}")
+    print(f"\n{'language':<20}" + "".join(f"{split:>12}" for split in splits))
     for language, (name, _) in demo_data.LANGUAGES.items():
-        print(f"{name:<20} {counts['train'][language]:>6} {counts['test'][language]:>6}")
-    print(f"{'all':<20} {len(splits['train']):>6} {len(splits['test']):>6}")
+        print(f"{name:<20}" + "".join(f"{counts[split][language]:>12}" for split in splits))
+    print(f"{'all':<20}" + "".join(f"{len(rows):>12}" for rows in splits.values()))
     for split, rows in splits.items():
         kinds = Counter(row["negative"] for row in rows)
         print(f"{split}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))

@@ -1,8 +1,8 @@
 """Preference pairs in 12 languages, made from the human translations that the `django` package ships.
 
-What: the prompt asks to translate an English message, `chosen` is the human translation, `rejected` a hard negative:
-`other_message` is the human translation, in the same language, of another message of similar length;
-`wrong_language` is the right message in a related but wrong language.
+What: the system turn asks for a language, the user's turn is an English message, `chosen` is the human translation,
+`rejected` a hard negative: `other_message` is the human translation, in the same language, of another message of
+similar length; `wrong_language` is the right message in a related but wrong language.
 
 Why so: multilingual preference data under a free licence (BSD) that installs with pip and needs no model hub. Both
 kinds of negative are fluent human text, so a model cannot win by fluency alone.
@@ -11,22 +11,21 @@ Messages that are nearly the same ("Enter a valid IPv4 address." and "... IPv6 a
 numbers or placeholders) or that share a translation form one group, and a group lies in one split as a whole. The
 negatives come from the split of their pair. All draws hash the seed: same seed and Django version, same bytes.
 
-Not covered: plural messages, messages with a context (the prompt could not say it), languages without a related one in
-Django (Swahili has `other_message` only), and any claim about translation quality. Run it through `build_demo.py`.
+Not covered: plural messages, long ones, messages with a context (the prompt could not say it), languages without a
+related one in Django (Swahili has `other_message` only), and any claim about translation quality. Run it through
+`build_demo.py`.
 """
 
 from __future__ import annotations
 
 import heapq
-import importlib.util
 import json
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
+
+from demo_catalogues import Catalogue, django_locales, letters_of, read_catalogue, words_of
 
 # Language code -> English name and the languages that serve as its `wrong_language`, all as Django names them.
 LANGUAGES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -43,80 +42,18 @@ LANGUAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sw": ("Swahili", ()),
     "zh-hans": ("Simplified Chinese", ("zh-hant",)),
 }
-TEST_SHARE = 0.16
-LARGEST_TEST_GROUP = 0.05  # of the test split; a larger group would make the test one topic
+HELD_OUT = {"validation": 0.08, "test": 0.08}  # shares of the pairs; the rest is `train`
+LARGEST_GROUP = 0.05  # of a held-out split, so that it has many topics
+SPLITS = ("train", *HELD_OUT)
 SHORTEST_COMPARED = 4  # letters; shorter ones ("MB", "st") cannot be compared and form one group
-NEAR_TWIN = 0.55  # Dice similarity of character trigrams; below, different messages start to chain together
+NEAR_TWIN = 0.52  # Dice similarity of character trigrams; below, different messages start to chain together
 CLOSEST = 10  # `other_message` is drawn from that many messages of the closest length
 LENGTH_RATIO = 1.5
-
-PLACEHOLDER = re.compile(r"%\(\w*\)[#0 +-]*[\d.]*[a-zA-Z]|%[a-zA-Z%]|\{[^{}]*\}|</?\w[^<>]*>|&#?\w+;")
-
-Catalogue = dict[str, str]  # English message -> translation
-
-
-def words_of(message: str) -> str:
-    """The bare lower-case words of a message: no placeholders, markup, numbers or punctuation."""
-    text = unicodedata.normalize("NFKC", PLACEHOLDER.sub(" ", message)).casefold()
-    return " ".join("".join(c if unicodedata.category(c)[0] in "LM" else " " for c in text).split())
-
-
-@cache
-def letters_of(text: str) -> str:
-    """What must differ between `chosen` and `rejected`: letters, marks and digits, without case."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in text if unicodedata.category(c)[0] in "LMN")
 
 
 def draw(*parts: object) -> int:
     """A pseudo-random number that depends on `parts` only (`hash()` changes from run to run)."""
     return int.from_bytes(sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big")
-
-
-def django_locales() -> Path:
-    """The folder of the installed `django` package, found without importing it."""
-    spec = importlib.util.find_spec("django")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("No module named 'django'", name="django")
-    return Path(spec.submodule_search_locations[0])
-
-
-def why_dropped(entry) -> str | None:
-    """The reason why a `polib` entry is no sure translation of a sentence or word, None if it is one."""
-    if entry.obsolete:
-        return "obsolete"
-    if entry.msgid_plural:
-        return "plural"
-    if not entry.msgstr.strip():
-        return "untranslated"
-    if entry.fuzzy:
-        return "fuzzy"
-    if entry.msgctxt:
-        return "with context"
-    if len(words_of(entry.msgid)) < 2 or not words_of(entry.msgstr):
-        return "no words"
-    if letters_of(entry.msgid) == letters_of(entry.msgstr):
-        return "same as English"
-    return None
-
-
-def read_catalogue(root: Path, language: str) -> tuple[Catalogue, Counter[str]]:
-    """All usable translations into `language` below `root`, and how many entries were dropped for which reason."""
-    import polib
-
-    base, _, script = language.partition("-")
-    locale = f"{base}_{script.title()}" if script else base
-    catalogue: Catalogue = {}
-    fate: Counter[str] = Counter()
-    for path in sorted(root.glob(f"**/locale/{locale}/LC_MESSAGES/*.po")):
-        for entry in polib.pofile(str(path)):
-            message, reason = entry.msgid.strip(), why_dropped(entry)
-            if reason is None and message in catalogue:
-                reason = "repeated"  # the first app wins, so that a prompt occurs once
-            if reason is None:
-                catalogue[message] = entry.msgstr.strip()
-            fate[reason or "kept"] += 1
-    return catalogue, fate
 
 
 def group_near_twins(catalogues: Iterable[Catalogue]) -> dict[str, str]:
@@ -151,16 +88,18 @@ def group_near_twins(catalogues: Iterable[Catalogue]) -> dict[str, str]:
     return {message: root(message) for message in messages}
 
 
-def choose_test_groups(sizes: dict[str, int], seed: int) -> set[str]:
-    """Groups that together hold `TEST_SHARE` of all pairs, in the order of a draw, as long as they fit."""
-    room = round(TEST_SHARE * sum(sizes.values()))
-    largest = LARGEST_TEST_GROUP * room
-    test = set()
-    for group in sorted(sizes, key=lambda name: (draw(seed, "split", name), name)):
-        if sizes[group] <= min(room, largest):
-            test.add(group)
-            room -= sizes[group]
-    return test
+def assign_groups(sizes: dict[str, int], seed: int) -> dict[str, str]:
+    """Group -> split: each held-out split takes groups in the order of a draw, as long as they fit its share."""
+    split_of = dict.fromkeys(sizes, "train")
+    order = sorted(sizes, key=lambda name: (draw(seed, "split", name), name))
+    for split, share in HELD_OUT.items():
+        room = round(share * sum(sizes.values()))
+        largest = LARGEST_GROUP * room
+        for group in order:
+            if split_of[group] == "train" and sizes[group] <= min(room, largest):
+                split_of[group] = split
+                room -= sizes[group]
+    return split_of
 
 
 def other_message(message: str, pool: Catalogue, groups: dict[str, str], key: tuple) -> str | None:
@@ -194,14 +133,15 @@ def make_pair(message: str, language: str, pool: Catalogue, relatives: dict, gro
         "other_message": lambda: other_message(message, pool, groups, key),
         "wrong_language": lambda: wrong_language(message, chosen, relatives, key),
     }
-    for kind in sorted(negatives, reverse=draw(*key, "kind") % 2 == 1):
-        if (rejected := negatives[kind]()) is not None:
-            break
-    else:
+    order = sorted(negatives, reverse=draw(*key, "kind") % 2 == 1)
+    kind, rejected = next(((kind, text) for kind in order if (text := negatives[kind]())), (None, None))
+    if rejected is None:
         return None
-    prompt = f"Translate this English message into {LANGUAGES[language][0]}:\n{message}"
     return {
-        "prompt": [{"role": "user", "content": prompt}],
+        "prompt": [
+            {"role": "system", "content": f"Translate into {LANGUAGES[language][0]}."},
+            {"role": "user", "content": message},
+        ],
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
         "language": language,
@@ -211,7 +151,7 @@ def make_pair(message: str, language: str, pool: Catalogue, relatives: dict, gro
 
 
 def make_splits(root: Path, seed: int = 0, report: Callable[[str], None] = print) -> dict[str, list[dict]]:
-    """The rows of `train` and `test`, mixed over languages, from the catalogues below `root`."""
+    """The rows of `train`, `validation` and `test`, mixed over languages, from the catalogues below `root`."""
     catalogues, fate = {}, Counter()
     for language in sorted({code for own, (_, relatives) in LANGUAGES.items() for code in (own, *relatives)}):
         catalogues[language], language_fate = read_catalogue(root, language)
@@ -222,15 +162,16 @@ def make_splits(root: Path, seed: int = 0, report: Callable[[str], None] = print
 
     groups = group_near_twins(targets.values())
     sizes = Counter(groups[message] for catalogue in targets.values() for message in catalogue)
-    test_groups = choose_test_groups(sizes, seed)
-    report(f"{len(groups)} English messages in {len(sizes)} groups of near-twins, {len(test_groups)} groups for test")
+    split_of = assign_groups(sizes, seed)
+    held_out = sum(split != "train" for split in split_of.values())
+    report(f"{len(groups)} English messages in {len(sizes)} groups of near-twins, {held_out} groups held out")
 
     splits: dict[str, list[dict]] = defaultdict(list)
     without_negative = 0
     for language, catalogue in targets.items():
         relatives = {code: catalogues[code] for code in LANGUAGES[language][1]}
-        for split in ("train", "test"):
-            pool = {m: t for m, t in catalogue.items() if (groups[m] in test_groups) == (split == "test")}
+        for split in SPLITS:
+            pool = {m: t for m, t in catalogue.items() if split_of[groups[m]] == split}
             pairs = [make_pair(message, language, pool, relatives, groups, seed) for message in pool]
             splits[split] += [pair for pair in pairs if pair]
             without_negative += pairs.count(None)
@@ -239,7 +180,7 @@ def make_splits(root: Path, seed: int = 0, report: Callable[[str], None] = print
 
 
 def write_data(folder: Path, seed: int = 0, report: Callable[[str], None] = print) -> None:
-    """Writes `train.jsonl` and `test.jsonl` into `folder`."""
+    """Writes a `.jsonl` file per split into `folder`."""
     for split, rows in make_splits(django_locales(), seed, report).items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")

@@ -1,6 +1,7 @@
 """A tiny random model, a byte-level tokenizer and preference pairs, built here so that no test needs a download."""
 
 import os
+from pathlib import Path
 
 # Before torch is imported: tests run in parallel processes, and threads that spin for each other would slow them all.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -100,6 +101,18 @@ def pairs() -> Dataset:
 @pytest.fixture(scope="session")
 def conversations(pairs) -> Dataset:
     return pairs.map(as_conversation)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Folder of the demo's data, really built."""
+    import build_demo
+    from demo_support import skip_without
+
+    skip_without("django", "polib")
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    build_demo.build_data(folder)
+    return folder
 
 
 CPU_ARGUMENTS = {

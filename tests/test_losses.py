@@ -21,8 +21,9 @@ def scale_of(rho, noise_rate, temperature=1.0, dtype=torch.float32):
 def test_worked_numbers():
     """beta 0.5, tau 2, noise rate 0.2; log-ratios (4, 0) and (-2, 2): rho = 2 and -2.
 
-    With E = exp(1), exp(-rho / tau) = 1 / E and E. s = 1 / (0.8 + 0.2 exp(-rho / tau)) = 1 / (0.8 + 0.2 / E) = 1.144720
-    and 1 / (0.8 + 0.2 E) = 0.744238. -log sigmoid(2) = 0.126928, -log sigmoid(-2) = 2.126928.
+    With E = exp(1), exp(-rho / tau) = 1 / E and E. s = 1 / (0.8 + 0.2 exp(-rho / tau)):
+    1 / (0.8 + 0.2 / E) = 1.144720 and 1 / (0.8 + 0.2 E) = 0.744238.
+    -log sigmoid(2) = 0.126928, -log sigmoid(-2) = 2.126928.
     """
     losses, scale = capo_loss(
         torch.tensor([4.0, -2.0]), torch.tensor([0.0, 2.0]), beta=0.5, noise_rate=0.2, temperature=2.0
@@ -34,7 +35,7 @@ def test_worked_numbers():
 @pytest.mark.parametrize("noise_rate", [Fraction(1, 10), Fraction(1, 4), Fraction(1, 2)])
 @pytest.mark.parametrize("odds", [Fraction(1, 9), Fraction(1), Fraction(3), Fraction(50)])
 def test_confidence_is_the_posterior_of_bayes_rule(noise_rate, odds):
-    """In exact fractions: P(label right | label) with belief p = odds / (1 + odds), that is rho = log odds at tau 1."""
+    """In exact fractions: P(label right | label) with belief p = odds / (1 + odds): rho = log odds at tau 1."""
     p = odds / (1 + odds)
     right, flipped = (1 - noise_rate) * p, noise_rate * (1 - p)
     posterior = right / (right + flipped)
@@ -121,7 +122,7 @@ def test_each_pair_may_have_its_own_noise_rate():
     assert together.tolist() == pytest.approx(alone)
 
 
-@pytest.mark.parametrize("chosen, rejected", [((3,), (3, 1)), ((3,), (2,)), ((), ()), ((2, 2), (2, 2))])
+@pytest.mark.parametrize(("chosen", "rejected"), [((3,), (3, 1)), ((3,), (2,)), ((), ()), ((2, 2), (2, 2))])
 def test_shapes_that_are_not_one_value_per_pair_are_refused(chosen, rejected):
     with pytest.raises(ValueError, match=r"shape \(B,\)"):
         capo_loss(torch.zeros(chosen), torch.zeros(rejected), beta=0.1, noise_rate=0.1, temperature=1.0)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo import CAPOTrainer
+from trl_capo.pairs import PAIR
 from trl_capo.trainer import _FirstOutput
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -37,7 +38,7 @@ def test_public_names_that_are_called_exist():
 def test_batch_is_chosen_then_rejected_with_the_keys_relied_on(model_dir, pairs, make_args):
     trainer = CAPOTrainer(model_dir, args=make_args(), train_dataset=pairs)
     batch = next(iter(trainer.get_train_dataloader()))
-    assert set(batch) == {"input_ids", "attention_mask", "completion_mask"}
+    assert set(batch) == {"input_ids", "attention_mask", "completion_mask", PAIR}
     assert batch["input_ids"].shape == batch["completion_mask"].shape == batch["attention_mask"].shape
     tokenizer = trainer.processing_class
     texts = [

@@ -4,12 +4,14 @@ What TRL itself refuses is left to TRL. What TRL would ignore in silence, or wha
 refused here, all problems at once, before a model is loaded.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
-from trl_capo.losses import NOISE_RATE_RANGE
+from trl_capo.groups import parse_group_column
+from trl_capo.losses import F_DIVERGENCES, NOISE_RATE_RANGE
 
 _SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
@@ -24,11 +26,14 @@ class CAPOConfig(DPOConfig):
             exactly as far as the model agrees with it. `"auto"` estimates it while training, from `noise_rate_prior`
             on, over the pairs of all processes; the estimate is kept in checkpoints and frozen in evaluation.
         noise_rate_prior (`float`, *optional*, defaults to `0.1`):
-            Where the estimate of `noise_rate="auto"` starts, in [0.005, 0.5]. It moves only as the model learns to tell
-            chosen from rejected. Not used with a fixed rate.
+            Where the estimate of `noise_rate="auto"` starts, in [0.005, 0.5]. It moves only as the model learns to
+            tell chosen from rejected. Not used with a fixed rate.
         confidence_temperature (`float`, *optional*, defaults to `0.5`):
             Temperature tau > 0 of the confidence, in units of reward (beta times nats). `1` is the Bradley-Terry model
             that DPO assumes; less gives up contradicted pairs sooner; a large value gives every pair the scale 1.
+        group_column (`str`, *optional*, defaults to `"auto"`):
+            Column that names each pair's group, by which rewards are reported: text or numbers, a group of its own for
+            missing values. `"auto"` is `language` where the data have it; `None` (`none` in YAML) turns groups off.
 
     Raises:
         ValueError: options that cannot be used together, or a value out of its range. One message names them all.
@@ -55,13 +60,20 @@ class CAPOConfig(DPOConfig):
         },
     )
 
+    group_column: str | None = field(
+        default="auto",
+        metadata={
+            "help": "Column that names each pair's group, by which rewards are reported. 'auto': `language` where the "
+            "data have it; 'none': no groups."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.group_column = parse_group_column(self.group_column)
         if isinstance(self.noise_rate, str) and self.noise_rate != "auto":
-            try:
+            with contextlib.suppress(ValueError):  # the check below names what is not a number
                 self.noise_rate = float(self.noise_rate)
-            except ValueError:
-                pass  # the check below names it
         self._capo_check()
 
     def _capo_check(self) -> None:
@@ -85,20 +97,25 @@ def _range_problems(args: CAPOConfig) -> list[str]:
         )
     if not (_is_number(args.noise_rate_prior) and low <= args.noise_rate_prior <= high):
         problems.append(
-            f"noise_rate_prior={args.noise_rate_prior!r}: the estimate starts there and stays in [{low}, {high}]. Give a "
-            "number in that range."
+            f"noise_rate_prior={args.noise_rate_prior!r}: the estimate starts there and stays in [{low}, {high}]. "
+            "Give a number in that range."
         )
     if not (_is_number(args.confidence_temperature) and args.confidence_temperature > 0):
         problems.append(
-            f"confidence_temperature={args.confidence_temperature!r}: relative rewards are divided by it. Give a positive "
-            "number; 1 is the Bradley-Terry model."
+            f"confidence_temperature={args.confidence_temperature!r}: relative rewards are divided by it. Give a "
+            "positive number; 1 is the Bradley-Terry model."
         )
     if not (_is_number(args.beta) and args.beta > 0):
         problems.append(f"beta={args.beta!r}: without a positive beta no reward is defined. 0.1 is TRL's default.")
     if args.ld_alpha is not None and not (_is_number(args.ld_alpha) and 0 <= args.ld_alpha <= 1):
         problems.append(
-            f"ld_alpha={args.ld_alpha!r}: it weighs the tokens beyond the shorter completion. Give a number in [0, 1], "
-            "or None for no weighting."
+            f"ld_alpha={args.ld_alpha!r}: it weighs the tokens beyond the shorter completion. Give a number in "
+            "[0, 1], or None for no weighting."
+        )
+    if args.f_divergence_type not in F_DIVERGENCES:
+        problems.append(
+            f"f_divergence_type={args.f_divergence_type!r}: there is no such divergence. Choose one of "
+            f"{', '.join(F_DIVERGENCES)}."
         )
     return problems
 
@@ -108,13 +125,13 @@ def _combination_problems(args: CAPOConfig) -> list[str]:
     losses = set(args.loss_type)
     if args.noise_rate != 0 and "sigmoid" not in losses:
         problems.append(
-            f"loss_type={args.loss_type} with noise_rate={args.noise_rate!r}: CAPO scales the pair losses of 'sigmoid', "
-            "and there are none. Add 'sigmoid', or set noise_rate=0 to train with the plain losses."
+            f"loss_type={args.loss_type} with noise_rate={args.noise_rate!r}: CAPO scales the pair losses of "
+            "'sigmoid', and there are none. Add 'sigmoid', or set noise_rate=0 to train with the plain losses."
         )
     if args.noise_rate != 0 and args.use_weighting:
         problems.append(
-            f"use_weighting=True with noise_rate={args.noise_rate!r}: WPO's weights and CAPO's confidence would both scale "
-            "the same pair losses. Set use_weighting=False, or noise_rate=0 to train plain WPO."
+            f"use_weighting=True with noise_rate={args.noise_rate!r}: WPO's weights and CAPO's confidence would both "
+            "scale the same pair losses. Set use_weighting=False, or noise_rate=0 to train plain WPO."
         )
     if args.use_weighting and losses & {"hinge", "sft"}:
         problems.append(
@@ -123,8 +140,8 @@ def _combination_problems(args: CAPOConfig) -> list[str]:
         )
     if args.label_smoothing != 0 and not losses & _SMOOTHED_LOSSES:
         problems.append(
-            f"label_smoothing={args.label_smoothing!r} with loss_type={args.loss_type}: TRL ignores it there in silence. "
-            f"For noisy labels set noise_rate={args.label_smoothing!r} instead (CAPO), or loss_type='robust' with "
-            "noise_rate=0 (robust DPO)."
+            f"label_smoothing={args.label_smoothing!r} with loss_type={args.loss_type}: TRL ignores it "
+            f"there in silence. For noisy labels set noise_rate={args.label_smoothing!r} instead (CAPO), or "
+            "loss_type='robust' with noise_rate=0 (robust DPO)."
         )
     return problems

@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate.logging import get_logger
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetNotFoundError
 
 logger = get_logger(__name__)
 
@@ -38,25 +38,31 @@ def load_preference_data(name: str, *, config: str | None = None, streaming: boo
         ValueError: it is there and cannot be read as preference data.
     """
     path = Path(name).expanduser()
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
-    builder = _BUILDERS.get(suffixes[-1]) if suffixes else None
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or _builder(path) is not None):
+        raise FileNotFoundError(f"dataset_name={name!r}: there is no such file or folder.")
+    if path.is_file() and _builder(path) is None:
+        raise ValueError(f"dataset_name={name!r}: a file must be one of {', '.join(_BUILDERS)}.")
     try:
-        if path.is_file():
-            if builder is None:
-                raise ValueError(f"dataset_name={name!r}: a file must be one of {', '.join(_BUILDERS)}.")
-            return load_dataset(builder, data_files=str(path), streaming=streaming)
-        if path.is_dir():
-            saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-            loaded = load_from_disk(str(path)) if saved else load_dataset(str(path), streaming=streaming)
-            return loaded if isinstance(loaded, Mapping) else DatasetDict(train=loaded)
-        if builder is not None or path.is_absolute() or name.startswith((".", "~")):
-            raise FileNotFoundError(f"dataset_name={name!r}: there is no such file or folder.")
-        return load_dataset(name, name=config, streaming=streaming)
-    except DatasetGenerationError as error:
+        loaded = _load(path, name, config, streaming)
+    except (DatasetNotFoundError, FileNotFoundError) as error:
+        raise FileNotFoundError(f"dataset_name={name!r}: no data found there: {error}") from error
+    except Exception as error:  # every reader of every format has its own errors
         cause = error.__cause__ or error
-        raise ValueError(f"dataset_name={name!r} cannot be read: {cause}") from error
-    except DatasetNotFoundError as error:
-        raise FileNotFoundError(f"dataset_name={name!r} is neither a local file or folder nor found: {error}") from error
+        raise ValueError(f"dataset_name={name!r} cannot be read: {type(cause).__name__}: {cause}") from error
+    return loaded if isinstance(loaded, Mapping) else DatasetDict(train=loaded)
+
+
+def _builder(path: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
+    return _BUILDERS.get(suffixes[-1]) if suffixes else None
+
+
+def _load(path: Path, name: str, config: str | None, streaming: bool) -> Any:
+    if path.is_file():
+        return load_dataset(_builder(path), data_files=str(path), streaming=streaming)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return load_from_disk(str(path))
+    return load_dataset(str(path) if path.is_dir() else name, name=config, streaming=streaming)
 
 
 def select_split(splits: Mapping[str, Any], split: str, option: str) -> Any:
@@ -70,7 +76,7 @@ def check_preference_data(**datasets: Dataset | IterableDataset | Mapping[str, A
     """Check data sets, or dictionaries of them, before anything expensive happens; None is left to the caller.
 
     Raises:
-        ValueError: a missing column, no rows, or cells that are neither text nor messages; all problems in one message.
+        ValueError: a missing column, no rows, or cells that are neither text nor messages; all in one error.
     """
     problems = []
     for name, dataset in _named(datasets):
@@ -101,10 +107,15 @@ def _examine(dataset: Dataset | IterableDataset) -> tuple[list[str], list[str]]:
         columns = ", ".join(map(repr, first))
         return [f"it has no column {' and no column '.join(map(repr, missing))}; its columns are {columns}"], []
     columns = [column for column in ("prompt", "chosen", "rejected") if column in first]
-    errors, warnings, total = defaultdict(list), defaultdict(list), 0
+    errors, warnings, total, format_of_first = defaultdict(list), defaultdict(list), 0, None
     for index, row in enumerate(rows.select_columns(columns)):
         total += 1
-        for message in _row_errors(row):
+        found = _row_errors(row)
+        if not found:
+            format_of_first = format_of_first or _format(row["chosen"])
+            if _format(row["chosen"]) != format_of_first:
+                found = [f"another format ({_format(row['chosen'])}) than before ({format_of_first})"]
+        for message in found:
             errors[message].append(index)
         if not errors:
             for message in _row_warnings(row):
@@ -126,9 +137,13 @@ _SAME = "chosen equals rejected, which teaches no preference,"
 def _row_errors(row: Mapping[str, Any]) -> list[str]:
     problems = [f"{column} {problem}" for column, value in row.items() if (problem := _cell_problem(value))]
     if not problems and len({isinstance(value, str) for value in row.values()}) > 1:
-        kinds = ", ".join(f"{column} is {'text' if isinstance(value, str) else 'messages'}" for column, value in row.items())
+        kinds = ", ".join(f"{column} is {_format(value)}" for column, value in row.items())
         problems.append(f"one format must serve all columns, but {kinds},")
     return problems
+
+
+def _format(value: str | list) -> str:
+    return "text" if isinstance(value, str) else "messages"
 
 
 def _cell_problem(value: Any) -> str | None:

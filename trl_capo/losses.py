@@ -6,12 +6,15 @@ the batch, knows the config, or talks to other processes: that is the trainer's.
 
 Method: Confidence-Aware Preference Optimization (Pokharel, Tao & Agrawal, Findings of IJCNLP-AACL 2025,
 arXiv 2511.07691) scales DPO's pair loss by a confidence that the pair's relative reward gives. The form of the
-confidence is this project's own and is defined in full in docs/method.md; its equation numbers are the ones cited here.
+confidence is this project's own, defined in full in docs/method.md; the equation numbers cited here are that page's.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+"""The values of DPO's `f_divergence_type`, for each of which `relative_reward` has a score."""
 
 NOISE_RATE_RANGE = (0.005, 0.5)
 """Bounds of an estimated noise rate: at 0 the estimate could never leave it, above 0.5 labels mean their opposite."""
@@ -109,8 +112,8 @@ def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, tem
     With p = sigmoid(rho / temperature) the model's belief that the chosen completion is the better one, and a share
     `noise_rate` = e of all labels flipped, Bayes' rule gives the confidence that this label is right,
     c = (1-e) p / ((1-e) p + e (1-p)), and the scale is s = c / (1-e). Limits: s = 1 at rho = 0; s -> 1 / (1-e) as the
-    model agrees with the label and s -> 0 as it contradicts it; e = 0 gives s = 1 for every pair, which is DPO; e = 0.5
-    gives s = 2p, whose gradient at temperature 1 is twice that of the noise-tolerant loss 1 - sigmoid(rho)
+    model agrees with the label and s -> 0 as it contradicts it; e = 0 gives s = 1 for every pair, which is DPO;
+    e = 0.5 gives s = 2p, whose gradient at temperature 1 is twice that of the noise-tolerant loss 1 - sigmoid(rho)
     (arXiv 1712.09482); a large temperature gives s = 1.
 
     Args:
@@ -128,8 +131,8 @@ def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, tem
     _check_hyperparameters(noise_rate, temperature, len(relative_reward))
     rho = relative_reward.detach().float()
     e = torch.as_tensor(noise_rate, dtype=torch.float32, device=rho.device)
-    # Bayes' rule in log-odds: those of the label are the prior's plus the evidence's. The prior's are infinite at e = 0,
-    # which makes c exactly 1 there, and no finite rho overflows.
+    # Bayes' rule in log-odds: those of the label are the prior's plus the evidence's. The prior's are infinite at
+    # e = 0, which makes c exactly 1 there, and no finite rho overflows.
     confidence = torch.sigmoid(torch.log1p(-e) - torch.log(e) + rho / temperature)
     return confidence / (1.0 - e)
 

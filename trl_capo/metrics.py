@@ -1,48 +1,65 @@
 """Exact metrics: sums over pairs, in which every pair counts once however the pairs were cut into batches.
 
-Nothing here copies to the host until `summary` is called, so that recording costs a training step no synchronisation.
+Nothing here copies to the host until `means` is called, so that recording costs a training step no synchronisation.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+SUMMARIES = ("macro", "worst", "ties")
+"""Names that stand beside the groups' own in metric keys."""
+
 
 class PairWindow:
-    """Running sums, minima and maxima of per-pair values over a window of pairs (a step, a logging window, an evaluation).
+    """Sums, minima and maxima of per-pair values: of a step, a logging window, an evaluation; over all and by group.
 
-    The window's content is one vector, so that it can be gathered from other processes in one call and merged.
+    The content is one vector, so that it can be gathered from other processes in one call and merged.
 
     Args:
         names: names of the per-pair values, in the order of the columns of `add`'s rows.
-        extremes: those whose minimum and maximum are kept beside their mean.
+        extremes: those whose minimum and maximum over all pairs are kept beside their mean.
     """
 
-    def __init__(self, names: tuple[str, ...], extremes: tuple[str, ...] = ()) -> None:
-        self.names = names
-        self.extremes = extremes
-        self._columns = [names.index(name) for name in extremes]
-        self._sums: Tensor | None = None
-        self._bounds: Tensor | None = None
+    def __init__(self, names: Sequence[str], extremes: Sequence[str] = ()) -> None:
+        self.names = list(names)
+        self.extremes = list(extremes)
+        self._columns = [self.names.index(name) for name in extremes]
+        self._sums: Tensor | None = None  # (1 + groups, 1 + names): all pairs first; the number of pairs first
+        self._bounds: Tensor | None = None  # (2 * extremes,): negated minima, maxima
 
-    def add(self, rows: Tensor) -> None:
-        """Add pairs: (B, len(names)), one row per pair."""
+    def add(self, rows: Tensor, groups: Tensor, group_count: int) -> None:
+        """Add pairs.
+
+        Args:
+            rows: (B, len(names)), one row a pair.
+            groups: (B,) integers, each pair's group in [0, group_count), or -1 for none.
+            group_count: how many groups are known; may grow from call to call.
+        """
         rows = rows.detach().float()
+        counted = torch.cat([torch.ones_like(rows[:, :1]), rows], dim=1)
+        member = groups == torch.arange(group_count, device=rows.device)[:, None]
+        # A sum of masked rows, not an indexed addition: its order, and so its last bits, are the same in every run.
+        by_group = (member[:, :, None] * counted).sum(dim=1)
         bounded = rows[:, self._columns]
-        pairs = rows.new_full((1,), len(rows))
-        self._merge(
-            torch.cat([pairs, rows.sum(dim=0)])[None], torch.cat([-bounded, bounded], dim=1).amax(dim=0, keepdim=True)
-        )
+        self._merge(torch.cat([counted.sum(dim=0, keepdim=True), by_group]), torch.cat([-bounded, bounded], 1).amax(0))
 
     def merge(self, vectors: Tensor) -> None:
-        """Add whole windows: (W, size), one row per window, each the `vector` of a window like this one."""
-        size = 1 + len(self.names)
-        self._merge(vectors[:, :size], vectors[:, size:])
+        """Add whole windows with one number of groups: (W, size), each row the `vector` of a window like this one."""
+        bounds = 2 * len(self.extremes)
+        split = vectors.shape[1] - bounds
+        sums = vectors[:, :split].reshape(len(vectors), -1, 1 + len(self.names))
+        self._merge(sums.sum(dim=0), vectors[:, split:].amax(dim=0))
 
     def _merge(self, sums: Tensor, bounds: Tensor) -> None:
         if self._sums is not None:
-            sums = torch.cat([self._sums[None], sums])
-            bounds = torch.cat([self._bounds[None], bounds])
-        self._sums, self._bounds = sums.sum(dim=0), bounds.amax(dim=0)
+            if len(sums) < len(self._sums):
+                raise ValueError(f"a window of {len(sums) - 1} groups cannot be added to one of {len(self._sums) - 1}")
+            new_groups = (0, 0, 0, len(sums) - len(self._sums))
+            sums = sums + torch.nn.functional.pad(self._sums, new_groups)
+            bounds = torch.maximum(bounds, self._bounds)
+        self._sums, self._bounds = sums, bounds
 
     @property
     def empty(self) -> bool:
@@ -50,27 +67,50 @@ class PairWindow:
 
     @property
     def vector(self) -> Tensor:
-        """The content: number of pairs, the sums, the negated minima, the maxima; (size,), float32."""
-        return torch.cat([self._sums, self._bounds])
-
-    def sum(self, name: str) -> Tensor:
-        """The sum of one value over the window's pairs, a scalar on the device."""
-        return self._sums[1 + self.names.index(name)]
+        """The content in one dimension, float32."""
+        return torch.cat([self._sums.flatten(), self._bounds])
 
     @property
     def pairs(self) -> Tensor:
         """How many pairs the window holds, a scalar on the device."""
-        return self._sums[0]
+        return self._sums[0, 0]
 
-    def summary(self) -> dict[str, float]:
-        """Mean of every value, and `<name>_min`, `<name>_max` of those with extremes; empty for an empty window."""
+    def total(self, name: str) -> Tensor:
+        """The sum of one value over all pairs, a scalar on the device."""
+        return self._sums[0, 1 + self.names.index(name)]
+
+    def means(self) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Means over all pairs, with `<name>_min` and `<name>_max` of the extremes, and the means of every group.
+
+        An empty window gives none, and an empty group gives an empty dictionary. The one call that copies to the host.
+        """
         if self.empty:
-            return {}
-        pairs, *sums = self._sums.tolist()
-        bounds = self._bounds.tolist()
-        summary = {name: total / pairs for name, total in zip(self.names, sums, strict=True)}
-        for name, negated_minimum, maximum in zip(
-            self.extremes, bounds, bounds[len(self.extremes) :], strict=False
-        ):
-            summary |= {f"{name}_min": -negated_minimum, f"{name}_max": maximum}
-        return summary
+            return {}, []
+        content = self._sums.double().cpu()
+        means = [
+            dict(zip(self.names, (row[1:] / row[0]).tolist(), strict=True)) if row[0] > 0 else {} for row in content
+        ]
+        overall = means[0]
+        negated_minima, maxima = self._bounds.double().cpu().chunk(2)
+        for name, negated, maximum in zip(self.extremes, negated_minima.tolist(), maxima.tolist(), strict=True):
+            overall |= {f"{name}_min": -negated, f"{name}_max": maximum}
+        return overall, means[1:]
+
+
+def group_metrics(by_group: Sequence[dict[str, float]], labels: Sequence[str]) -> dict[str, float]:
+    """Reward accuracy and margin of every group that has pairs, and the accuracies' macro mean and worst.
+
+    Keys are `rewards/accuracies/<group>` and `rewards/margins/<group>`; a group that is called like one of SUMMARIES
+    has ` (group)` behind its name.
+    """
+    metrics = {}
+    known = [(label, values) for label, values in zip(labels, by_group, strict=True) if values]
+    for label, values in known:
+        shown = f"{label} (group)" if label in SUMMARIES else label
+        metrics[f"rewards/accuracies/{shown}"] = values["rewards/accuracies"]
+        metrics[f"rewards/margins/{shown}"] = values["rewards/margins"]
+    if known:
+        accuracies = [values["rewards/accuracies"] for _, values in known]
+        metrics["rewards/accuracies/macro"] = sum(accuracies) / len(accuracies)
+        metrics["rewards/accuracies/worst"] = min(accuracies)
+    return metrics

@@ -9,9 +9,7 @@ one message and exit code 2, before a model is loaded; what fails while training
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import yaml
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -22,8 +20,10 @@ from trl import (
     get_quantization_config,
 )
 
+from trl_capo.arguments import parse_alone
 from trl_capo.config import CAPOConfig
 from trl_capo.data import load_preference_data, select_split
+from trl_capo.models import check_model_path
 from trl_capo.trainer import CAPOTrainer
 
 ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig)
@@ -33,36 +33,6 @@ def make_parser() -> TrlParser:
     """The parser of the command's arguments: `trl dpo`'s, with CAPO's options."""
     usage = "trl-capo train [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
     return TrlParser(ARGUMENT_TYPES, prog="trl-capo train", usage=usage)
-
-
-def parse(argv: Sequence[str]) -> tuple[tuple, list[str], list[str]]:
-    """Parse arguments and the YAML file; also what is neither's: from the YAML, and from the command line.
-
-    Raises:
-        ValueError: the YAML file or a value cannot be used; the message is for the user.
-        OSError: the YAML file cannot be read.
-    """
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    if argv and argv[-1] == "--config":
-        raise ValueError("--config needs the path of a YAML file")
-    try:
-        *parsed, from_yaml, from_argv = make_parser().parse_args_and_config(
-            argv, return_remaining_strings=True, separate_remaining_strings=True
-        )
-    except yaml.YAMLError as error:
-        raise ValueError(f"the config file is not valid YAML: {error}") from error
-    return tuple(parsed), from_yaml, from_argv
-
-
-def check_model_path(name: str | None) -> None:
-    """Refuse a model name that is plainly neither a hub name nor a model's folder, before anything is loaded."""
-    if name is None:
-        raise ValueError("model_name_or_path is missing: give a hub name or the folder of a model.")
-    path = Path(name).expanduser()
-    if path.exists() and not (path / "config.json").is_file():
-        raise ValueError(f"model_name_or_path={name!r} is not a model: there is no config.json in it.")
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise ValueError(f"model_name_or_path={name!r}: there is no such folder.")
 
 
 def build_trainer(
@@ -123,7 +93,7 @@ def train(trainer: CAPOTrainer, *, dataset_name: str | None = None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one process of a training; returns the exit code."""
     try:
-        parsed, *_ = parse(sys.argv[1:] if argv is None else argv)
+        parsed = parse_alone(sys.argv[1:] if argv is None else argv, make_parser())
         trainer = build_trainer(*parsed)
     except (ValueError, NotImplementedError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake

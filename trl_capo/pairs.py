@@ -1,0 +1,111 @@
+"""The identity of preference pairs on their way through a training: a number for each, and from it the group.
+
+Every data set of a trainer gets a column of pair numbers, which survive mapping, filtering, shuffling and sharding and
+reach each batch as one integer per pair. Numbers are unique over all data sets of the trainer, so that one table gives
+each pair's group. A stream has no table: its pairs carry their group's label instead, and new labels are numbered as
+they appear, in the same order on all processes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+from trl_capo.groups import column_names, group_label, group_labels, resolve_group_column
+
+PAIR = "capo_pair"
+LABEL = "capo_group"
+COLUMNS = (PAIR, LABEL)
+
+
+class PairIndex:
+    """Numbers the pairs of data sets and knows each one's group.
+
+    Args:
+        group_column: as `CAPOConfig.group_column`.
+    """
+
+    def __init__(self, group_column: str | None) -> None:
+        self.group_column = group_column
+        self.labels: list[str] = []
+        self._number_of: dict[str, int] = {}
+        self._groups = torch.empty(0, dtype=torch.long)  # of every numbered pair
+
+    def number(self, datasets: Any, name: str) -> Any:
+        """The data set, or dictionary of data sets, with the columns that identify its pairs; None stays None.
+
+        Raises:
+            ValueError: the group column is missing, or has values that name no group.
+        """
+        if isinstance(datasets, Mapping):
+            return {key: self.number(dataset, f"{name}[{key!r}]") for key, dataset in datasets.items()}
+        if isinstance(datasets, IterableDataset):
+            return self._number_stream(datasets, name)
+        return self._number_rows(datasets, name) if isinstance(datasets, Dataset) else datasets
+
+    def _number_rows(self, dataset: Dataset, name: str) -> Dataset:
+        dataset = dataset.remove_columns([column for column in COLUMNS if column in dataset.column_names])
+        column = resolve_group_column(dataset.column_names, self.group_column, name)
+        groups = [-1] * len(dataset) if column is None else self._numbers(group_labels(dataset, column, name))
+        first = len(self._groups)
+        self._groups = torch.cat([self._groups, torch.tensor(groups, dtype=torch.long)])
+        return dataset.add_column(PAIR, list(range(first, first + len(dataset))))
+
+    def _number_stream(self, dataset: IterableDataset, name: str) -> IterableDataset:
+        column = resolve_group_column(column_names(dataset), self.group_column, name)
+        return dataset if column is None else dataset.map(_add_label, fn_kwargs={"column": column, "name": name})
+
+    def _numbers(self, labels: Sequence[str]) -> list[int]:
+        for label in labels:
+            if label not in self._number_of:
+                self._number_of[label] = len(self.labels)
+                self.labels.append(label)
+        return [self._number_of[label] for label in labels]
+
+    def groups(self, pairs: Tensor | None, labels: list[str] | None, size: int, accelerator: Accelerator) -> Tensor:
+        """(B,) the group of every pair of a batch, -1 for none. All processes call it together.
+
+        Args:
+            pairs: (B,) pair numbers, or None in a stream.
+            labels: the B labels of a stream's pairs, or None.
+            size: B.
+            accelerator: whose processes agree on the numbers of a stream's new labels.
+        """
+        if pairs is not None:
+            if self._groups.device != pairs.device:
+                self._groups = self._groups.to(pairs.device)
+            return self._groups[pairs]
+        if labels is None:
+            return torch.full((size,), -1, device=accelerator.device)
+        if accelerator.num_processes > 1:
+            self._numbers(gather_object(sorted(set(labels))))
+        return torch.tensor(self._numbers(labels), device=accelerator.device)
+
+
+def _add_label(row: Mapping[str, Any], column: str, name: str) -> dict[str, str]:
+    label = group_label(row[column])
+    if label is None:
+        raise ValueError(
+            f"group_column={column!r}: {name} has a row whose value is neither text nor a number "
+            f"({type(row[column]).__name__}). Give each pair one group, or choose another column."
+        )
+    return {LABEL: label}
+
+
+class PairCollator:
+    """Puts the columns that identify pairs past another collator, which does not know them, into the batch."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = dict(self.collate([{k: v for k, v in example.items() if k not in COLUMNS} for example in examples]))
+        if PAIR in examples[0]:
+            batch[PAIR] = torch.tensor([example[PAIR] for example in examples])
+        if LABEL in examples[0]:
+            batch[LABEL] = [example[LABEL] for example in examples]
+        return batch

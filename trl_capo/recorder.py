@@ -1,0 +1,92 @@
+"""What CAPOTrainer logs of its pairs: collected batch by batch, exact over processes, micro-batches and groups."""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from trl_capo.metrics import PairWindow, group_metrics
+from trl_capo.pairs import PairIndex
+
+REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "rewards/accuracies/ties")
+LOGPS = ("logps/chosen", "logps/rejected")
+CAPO = ("capo/noise_rate", "capo/confidence", "capo/scale", "capo/contradicted")
+
+
+def pair_rows(rewards: tuple[Tensor, Tensor], logps: tuple[Tensor, Tensor], rho: Tensor, scale: Tensor, rate: Tensor):
+    """(B, columns) the values of a batch that are recorded: REWARDS, LOGPS, CAPO. Chosen come first in the tuples."""
+    chosen, rejected = (reward.detach().float() for reward in rewards)
+    ranked = [chosen, rejected, chosen > rejected, chosen - rejected, chosen == rejected]
+    capo = [rate.expand_as(scale), scale * (1.0 - rate), scale, rho < 0]
+    return torch.stack([value.detach().float() for value in [*ranked, *logps, *capo]], dim=1)
+
+
+class PairRecorder:
+    """Collects the rows of training steps and of evaluations.
+
+    Args:
+        accelerator: whose processes' pairs are put together.
+        index: knows the groups; their labels name the metrics.
+    """
+
+    def __init__(self, accelerator: Accelerator, index: PairIndex) -> None:
+        self.accelerator = accelerator
+        self.index = index
+        self._step, self._window = _new_window(), _new_window()
+        self._evaluated: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def add_training(self, rows: Tensor, groups: Tensor) -> PairWindow | None:
+        """Add a micro-batch; with the last one of an optimiser step, return the whole step, of all processes."""
+        self._step.add(rows, groups, len(self.index.labels))
+        if not self.accelerator.sync_gradients:
+            return None
+        step = _new_window()
+        step.merge(self.accelerator.gather(self._step.vector[None]))
+        self._step = _new_window()
+        self._window.merge(step.vector[None])
+        return step
+
+    def take_training(self) -> dict[str, float]:
+        """The metrics since the last call; TRL logs its own rewards, so of those only what it has not."""
+        overall, by_group = self._window.means()
+        self._window = _new_window()
+        kept = {key: value for key, value in overall.items() if key.startswith("capo/") or key.endswith("/ties")}
+        return kept | group_metrics(by_group, self.index.labels[: len(by_group)])
+
+    def start_evaluation(self) -> None:
+        self._evaluated = []
+
+    def add_evaluation(self, rows: Tensor, groups: Tensor, pairs: Tensor | None) -> None:
+        """Add a batch of all processes. Streams have no pair numbers, so Accelerate must tell what it padded."""
+        gathered = self.accelerator.gather_for_metrics((rows, groups)) if pairs is None else None
+        if gathered is None:
+            rows, groups, pairs = self.accelerator.gather((rows, groups, pairs))
+            self._evaluated.append((rows, groups, pairs))
+        else:
+            self._evaluated.append((*gathered, None))
+
+    def take_evaluation(self) -> dict[str, float]:
+        """The metrics of the evaluated pairs, each counted once."""
+        if not self._evaluated:
+            return {}
+        rows, groups, pairs = zip(*self._evaluated, strict=True)
+        self._evaluated = []
+        rows, groups = torch.cat(rows).cpu(), torch.cat(groups).cpu()
+        if pairs[0] is not None:
+            first = _first_occurrences(torch.cat(pairs).cpu())
+            rows, groups = rows[first], groups[first]
+        window = _new_window()
+        window.add(rows, groups, len(self.index.labels))
+        overall, by_group = window.means()
+        return overall | group_metrics(by_group, self.index.labels)
+
+
+def _new_window() -> PairWindow:
+    return PairWindow(REWARDS + LOGPS + CAPO, extremes=("capo/scale",))
+
+
+def _first_occurrences(numbers: Tensor) -> Tensor:
+    """Where each number occurs first, in that order."""
+    ordered, order = torch.sort(numbers, stable=True)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return order[new].sort().values

@@ -1,0 +1,173 @@
+"""What an evaluation leaves behind: tables in the terminal (rich), report.md, metrics.json and the plots."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trl_capo.plots import MEASURES, plot_accuracy, plot_margins
+
+SUMMARIES = ("overall", "macro")
+
+
+def _percent(value: float | None, interval: Sequence[float] | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def model_table(model: dict[str, Any], group_name: str) -> list[list[str]]:
+    """Rows of a model's table, the header first: one a group, then all pairs, the macro mean and the worst group."""
+    header = [group_name, "pairs", "accuracy\n% [95 %]", "ties\n%", "mean\nmargin", "median\nmargin"]
+    header.append("reference-free\n% [95 %]")
+
+    def row(name: str, values: dict[str, Any]) -> list[str]:
+        return [
+            name,
+            f"{values['pairs']:,}",
+            _percent(values["accuracy"], values["accuracy_95"]),
+            _percent(values["ties"]),
+            _number(values["margin_mean"]),
+            _number(values["margin_median"]),
+            _percent(values["reference_free_accuracy"], values["reference_free_accuracy_95"]),
+        ]
+
+    rows = [
+        header,
+        *(row(group, values) for group, values in model["groups"].items()),
+        row("all pairs", model["overall"]),
+    ]
+    macro, worst = model["macro"], model["worst"]
+    rows.append(
+        ["macro mean", "", _percent(macro.get("accuracy")), "", "", "", _percent(macro.get("reference_free_accuracy"))]
+    )
+
+    def name_worst(key: str) -> str:
+        return f"{_percent(worst[key]['value'])} ({worst[key]['group']})" if key in worst else "-"
+
+    rows.append(["worst group", "", name_worst("accuracy"), "", "", "", name_worst("reference_free_accuracy")])
+    return rows
+
+
+def difference_table(differences: dict[str, Any], group_name: str) -> list[list[str]]:
+    """Rows of the comparison, the header first: a column a model, `*` where the interval excludes no difference."""
+    first = next(iter(differences.values()))
+    rows = [[group_name, *(f"{name} - {first['against']}" for name in differences)]]
+
+    def cell(found: dict[str, Any]) -> str:
+        low, high = found["interval_95"]
+        star = " *" if found["beyond_chance"] else ""
+        return f"{100 * found['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]{star}"
+
+    for group in first["groups"]:
+        rows.append([group, *(cell(found["groups"][group]) for found in differences.values())])
+    for summary, name in zip(SUMMARIES, ("all pairs", "macro mean"), strict=True):
+        rows.append([name, *(cell(found[summary]) for found in differences.values())])
+    return rows
+
+
+def notes(figures: dict[str, Any]) -> list[str]:
+    """What a reader must know beside the numbers."""
+    lines = []
+    if figures["dropped_pairs"]:
+        lines.append(f"{figures['dropped_pairs']:,} pairs were left out: their prompt alone fills max_length.")
+    for name, model in figures["models"].items():
+        if model["reference"] is None:
+            lines.append(
+                f"{name}: no reference was given (ref_model), so there are no rewards, only log-probabilities."
+            )
+        elif model["overall"]["ties"] == 1:
+            lines.append(
+                f"{name}: every pair is a tie, because the model and its reference ({model['reference']}) give the "
+                "same log-probabilities. There is no reward accuracy to speak of."
+            )
+        else:
+            lines.append(f"{name}: rewards against {model['reference']}, beta {figures['beta']:g}.")
+    lines.append(
+        "accuracy: share of pairs with a positive margin (Wilson interval); margin: reward of chosen less rejected; "
+        "reference-free: share of pairs whose chosen answer has the higher log-probability per token."
+    )
+    if figures["differences"]:
+        measure = MEASURES[next(iter(figures["differences"].values()))["measure"]]
+        lines.append(f"Differences: {measure}, in points, on the same pairs; * where the 95 % interval excludes 0.")
+    return lines
+
+
+def check_available() -> None:
+    """Raise ValueError with the remedy where rich or matplotlib are not installed."""
+    missing = [package for package in ("rich", "matplotlib") if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} not installed: pip install 'trl-capo[report]'")
+
+
+def print_evaluation(figures: dict[str, Any]) -> None:
+    """Print the tables to the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for title, rows in _tables(figures):
+        table = Table(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        for index, heading in enumerate(rows[0]):
+            table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+        summaries = {"all pairs", "macro mean", "worst group"}
+        for index, row in enumerate(rows[1:], start=1):
+            last_group = row[0] not in summaries and index + 1 < len(rows) and rows[index + 1][0] == "all pairs"
+            table.add_row(*row, end_section=last_group)
+        console.print(table)
+    for line in notes(figures):
+        console.print(line, highlight=False)
+
+
+def _tables(figures: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    group_name = figures["group_column"] or "group"
+    tables = [(name, model_table(model, group_name)) for name, model in figures["models"].items()]
+    if figures["differences"]:
+        tables.append(("Differences", difference_table(figures["differences"], group_name)))
+    return tables
+
+
+def write_evaluation(
+    figures: dict[str, Any], labels: Sequence[str], margins: dict[str, np.ndarray | None], folder: Path
+) -> None:
+    """Write metrics.json, report.md and the plots; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plots = plot_accuracy(figures, folder / "accuracy.png")
+    plots += plot_margins(labels, margins, folder / "margins.png")
+    data = figures["dataset"]
+    lines = [f"# Evaluation on {data['name']}, split {data['split']}: {data['pairs']:,} pairs", ""]
+    for title, rows in _tables(figures):
+        lines += [f"## {title}", "", _markdown(rows), ""]
+    lines += [f"- {line}" for line in notes(figures)] + [""]
+    lines += [f"![{plot.stem} per group]({plot.name})" for plot in plots]
+    lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in figures["versions"].items()) + "."]
+    _write(folder / "report.md", "\n".join(lines) + "\n")
+    _write(folder / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [cells[0], rule, *cells[1:]])
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)

@@ -1,0 +1,113 @@
+"""What is reported of finished models: accuracies with intervals, margins, and differences between models.
+
+NumPy only; every function is exact or seeded. Accuracies count `margin > 0`, as TRL does: a tie is not a success, and
+the share of ties stands beside it.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Z95 = 1.959963984540054
+"""The 0.975 quantile of the normal distribution."""
+
+
+def wilson_interval(successes: int, total: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion (Wilson 1927), in [0, 1]; total must be positive."""
+    if total <= 0:
+        raise ValueError(f"total={total}: there is no proportion of nothing")
+    share = successes / total
+    spread = Z95**2 / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def summarise(margins: np.ndarray | None, normalised: np.ndarray) -> dict[str, float | int | list[float] | None]:
+    """Figures of one group of pairs.
+
+    Args:
+        margins: (N,) relative rewards, in units of reward; None without a reference.
+        normalised: (N,) differences chosen - rejected of the policy's log-probability per token, in nats.
+
+    Returns:
+        `pairs`; `accuracy`, `accuracy_95` (Wilson), `ties`, `margin_mean`, `margin_median` (None without a reference;
+        the accuracy is also None if every pair is a tie, where there is nothing to be right about); and
+        `reference_free_accuracy`, `reference_free_accuracy_95`.
+    """
+    total = len(normalised)
+    free = int((normalised > 0).sum())
+    figures = {"pairs": total, "accuracy": None, "accuracy_95": None, "ties": None}
+    figures |= {"margin_mean": None, "margin_median": None}
+    figures |= {"reference_free_accuracy": free / total, "reference_free_accuracy_95": [*wilson_interval(free, total)]}
+    if margins is None:
+        return figures
+    ties = float((margins == 0).mean())
+    if ties < 1:
+        right = int((margins > 0).sum())
+        figures |= {"accuracy": right / total, "accuracy_95": [*wilson_interval(right, total)]}
+    return figures | {
+        "ties": ties,
+        "margin_mean": float(margins.mean()),
+        "margin_median": float(np.median(margins)),
+    }
+
+
+def by_group(labels: Sequence[str], margins: np.ndarray | None, normalised: np.ndarray) -> dict[str, dict]:
+    """`summarise` of every group, in the order of their names."""
+    labels = np.asarray(labels, dtype=object)
+    return {
+        group: summarise(None if margins is None else margins[labels == group], normalised[labels == group])
+        for group in sorted(set(labels))
+    }
+
+
+def macro_and_worst(accuracies: dict[str, float]) -> tuple[float, str]:
+    """The unweighted mean over the groups, and the name of the lowest (the first by name among equals)."""
+    return sum(accuracies.values()) / len(accuracies), min(sorted(accuracies), key=accuracies.__getitem__)
+
+
+def paired_differences(
+    labels: Sequence[str], baseline: np.ndarray, other: np.ndarray, *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, dict[str, float | list[float] | bool]]:
+    """Difference in accuracy of two models on the same pairs, per group, over all pairs, and of the macro mean.
+
+    The 95 % interval is the percentile interval of a bootstrap over pairs (within the groups for the macro mean). A
+    pair contributes -1, 0 or 1, so a resample of a group is a draw of three counts from a multinomial distribution,
+    which is the same as drawing its pairs with replacement.
+
+    Args:
+        labels: (N,) groups.
+        baseline, other: (N,) booleans, whether each model ranks the pair as its label does.
+        resamples: bootstrap resamples.
+        seed: of the resampling; the result is a function of it.
+
+    Returns:
+        For every group, `"overall"` and `"macro"` (under `("group", name)` or `("summary", name)`): `difference`,
+        `interval_95`, and `beyond_chance` (the interval excludes 0).
+    """
+    labels = np.asarray(labels, dtype=object)
+    change = other.astype(int) - baseline.astype(int)
+    generator = np.random.default_rng(seed)
+    results, differences, draws = {}, [], []
+    for group in sorted(set(labels)):
+        values = change[labels == group]
+        results["group", group], drawn = _bootstrap(values, resamples, generator)
+        differences.append(values.mean())
+        draws.append(drawn)
+    results["summary", "overall"], _ = _bootstrap(change, resamples, generator)
+    results["summary", "macro"] = _interval(float(np.mean(differences)), np.mean(draws, axis=0))
+    return results
+
+
+def _bootstrap(values: np.ndarray, resamples: int, generator: np.random.Generator) -> tuple[dict, np.ndarray]:
+    shares = np.array([(values == outcome).mean() for outcome in (-1, 0, 1)])
+    counts = generator.multinomial(len(values), shares, size=resamples)
+    drawn = (counts[:, 2] - counts[:, 0]) / len(values)
+    return _interval(float(values.mean()), drawn), drawn
+
+
+def _interval(difference: float, drawn: np.ndarray) -> dict:
+    low, high = (float(value) for value in np.quantile(drawn, [0.025, 0.975]))
+    return {"difference": difference, "interval_95": [low, high], "beyond_chance": low > 0 or high < 0}
