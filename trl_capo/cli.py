@@ -5,6 +5,7 @@ command's module, as `trl dpo` does.
 """
 
 import argparse
+import logging
 import os
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def _launch(command: str, arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"trl-capo {command}: error: {error}", file=sys.stderr)
         return 2
-    _use_all_cores(launch_arguments)
+    _prepare_single_cpu_process(launch_arguments)
     words = [*launch_arguments, "--module", f"trl_capo.{command}", *without(arguments, from_argv)]
     try:
         launch_command(launch_command_parser().parse_args(words))
@@ -54,13 +55,17 @@ def _launch(command: str, arguments: list[str]) -> int:
     return 0
 
 
-def _use_all_cores(launch_arguments: list[str]) -> None:
-    """`accelerate launch` gives a process on the CPU one thread unless told otherwise; one process may have all."""
+def _prepare_single_cpu_process(launch_arguments: list[str]) -> None:
+    """Without a GPU and without launch options, give the one process all cores, where `accelerate` gives it one thread.
+
+    It would also warn that it chose defaults, of which there is nothing to choose.
+    """
     import psutil
     import torch
 
     if not launch_arguments and not torch.cuda.is_available():
         os.environ.setdefault("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False) or 1))
+        logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

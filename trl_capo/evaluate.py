@@ -25,8 +25,8 @@ from trl_capo.data import check_preference_data, load_preference_data, select_sp
 from trl_capo.groups import column_names, group_labels, parse_group_column, resolve_group_column
 from trl_capo.models import LoadedModel, load_model, load_reference
 from trl_capo.report import check_available, print_evaluation, write_evaluation
-from trl_capo.scoring import completion_log_probs, tokenise_all
-from trl_capo.statistics import by_group, macro_and_worst, paired_differences, summarise
+from trl_capo.scoring import TokenisedPair, completion_log_probs, tokenise_all
+from trl_capo.statistics import model_differences, model_figures
 
 
 @dataclass
@@ -86,7 +86,7 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     """
     if bool(args.model_name_or_path) == bool(args.compare):
         raise ValueError("give either model_name_or_path, for one model, or compare, for several.")
-    names = args.compare or [args.model_name_or_path]
+    models = args.compare or [args.model_name_or_path]
     if not args.dataset_name:
         raise ValueError("dataset_name is missing: give a hub name, folder or file.")
     splits = load_preference_data(args.dataset_name, config=args.dataset_config)
@@ -98,7 +98,8 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     labels = group_labels(dataset, column, args.dataset_name) if column else ["all"] * len(dataset)
 
     started = time.perf_counter()
-    scores = {name: _score_model(replace(args, model_name_or_path=name), dataset) for name in names}
+    score_model = _Scorer(args, dataset)
+    scores = {name: score_model(model) for name, model in zip(_names(models), models, strict=True)}
     seconds = time.perf_counter() - started
     kept = np.all([score.pop("kept") for score in scores.values()], axis=0)
     if not kept.any():
@@ -115,60 +116,77 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
         "max_length": args.max_length,
         "seed": args.seed,
         "seconds": seconds,
-        "models": {name: _figures(labels, **score) for name, score in scores.items()},
-        "differences": _differences(labels, scores, args.seed),
+        "models": {name: model_figures(labels, **score) for name, score in scores.items()},
+        "differences": model_differences(labels, scores, args.seed),
         "versions": {"trl-capo": __version__}
         | {package: version(package) for package in ("trl", "transformers", "peft", "torch", "datasets")},
     }
     return Evaluation(figures, labels, {name: score["margins"] for name, score in scores.items()})
 
 
-def _score_model(args: EvaluateArguments, dataset: Any) -> dict[str, Any]:
-    """Margins and per-token differences of one model on every pair, and which pairs fit."""
-    state = PartialState()
-    loaded = load_model(args)
-    tokenised = tokenise_all(dataset, loaded.tokenizer, args.max_length)
-    kept = np.array([pair is not None for pair in tokenised])
-    pairs = [pair for pair in tokenised if pair is not None]
-    passes = 1 + (loaded.has_base or args.ref_model is not None)
-    with tqdm(
-        total=passes * len(pairs),
-        desc=f"Scoring {loaded.name}",
-        unit="pair",
-        bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
-        disable=not state.is_main_process,
-    ) as bar:
+class _Scorer:
+    """Scores one model after the other on a data set; a reference that several of them share is scored once."""
 
-        def score(model: LoadedModel) -> tuple[np.ndarray, np.ndarray]:
+    def __init__(self, args: EvaluateArguments, dataset: Any) -> None:
+        self.args = args
+        self.dataset = dataset
+        self._references: dict[str, tuple[list[TokenisedPair], np.ndarray]] = {}
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        """Margins and per-token differences of the model on every pair, which pairs fit, and the reference's name."""
+        args = replace(self.args, model_name_or_path=name)
+        loaded = load_model(args)
+        tokenised = tokenise_all(self.dataset, loaded.tokenizer, args.max_length)
+        kept = np.array([pair is not None for pair in tokenised])
+        pairs = [pair for pair in tokenised if pair is not None]
+        policy, lengths = self._score(loaded, pairs)
+        reference_name, reference = args.ref_model or loaded.base_name, None
+        if reference_name is not None:
+            known_pairs, reference = self._references.get(reference_name, (None, None))
+            if known_pairs != pairs:
+                reference = self._score_reference(args, loaded, pairs)
+                self._references[reference_name] = pairs, reference
+        rewards = None if reference is None else args.beta * (policy - reference)
+        normalised = policy / np.maximum(lengths, 1)
+        return {
+            "kept": kept,
+            "margins": None if rewards is None else _spread(rewards[:, 0] - rewards[:, 1], kept),
+            "normalised": _spread(normalised[:, 0] - normalised[:, 1], kept),
+            "reference": reference_name,
+        }
+
+    def _score_reference(self, args: EvaluateArguments, loaded: LoadedModel, pairs: list[TokenisedPair]) -> np.ndarray:
+        if args.ref_model is not None:
+            return self._score(load_reference(args, loaded.name, loaded.vocabulary), pairs)[0]
+        with loaded.as_base():
+            return self._score(replace(loaded, name=loaded.base_name), pairs)[0]
+
+    def _score(self, model: LoadedModel, pairs: list[TokenisedPair]) -> tuple[np.ndarray, np.ndarray]:
+        state = PartialState()
+        with tqdm(
+            total=len(pairs),
+            desc=f"Scoring {model.name}",
+            unit="pair",
+            bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+            disable=not state.is_main_process,
+        ) as bar:
             return completion_log_probs(
                 model.model,
                 pairs,
                 pad_token_id=model.tokenizer.pad_token_id,
-                batch_size=args.per_device_eval_batch_size,
-                max_length=args.max_length,
+                batch_size=self.args.per_device_eval_batch_size,
+                max_length=self.args.max_length,
                 accelerator=state,
                 advance=bar.update,
             )
 
-        policy, lengths = score(loaded)
-        reference = None
-        if args.ref_model is not None:
-            name, vocabulary = loaded.name, loaded.vocabulary
-            del loaded
-            reference, _ = score(reference_model := load_reference(args, name, vocabulary))
-            reference_name = reference_model.name
-        elif loaded.has_base:
-            with loaded.as_base():
-                reference, _ = score(loaded)
-            reference_name = loaded.base_name
-    rewards = None if reference is None else args.beta * (policy - reference)
-    normalised = policy / np.maximum(lengths, 1)
-    return {
-        "kept": kept,
-        "margins": None if rewards is None else _spread(rewards[:, 0] - rewards[:, 1], kept),
-        "normalised": _spread(normalised[:, 0] - normalised[:, 1], kept),
-        "reference": None if reference is None else reference_name,
-    }
+
+def _names(models: Sequence[str]) -> list[str]:
+    """The models' names, a repeated one with its number behind it."""
+    return [
+        name if models[:index].count(name) == 0 else f"{name} ({models[:index].count(name) + 1})"
+        for index, name in enumerate(models)
+    ]
 
 
 def _spread(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -176,37 +194,6 @@ def _spread(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
     spread = np.full(len(kept), np.nan)
     spread[kept] = values
     return spread
-
-
-def _figures(
-    labels: Sequence[str], *, margins: np.ndarray | None, normalised: np.ndarray, reference: str | None
-) -> dict[str, Any]:
-    groups = by_group(labels, margins, normalised)
-    figures = {"reference": reference, "overall": summarise(margins, normalised), "groups": groups}
-    figures |= {"macro": {}, "worst": {}}
-    for key in ("accuracy", "reference_free_accuracy"):
-        accuracies = {group: values[key] for group, values in groups.items() if values[key] is not None}
-        if accuracies:
-            macro, worst = macro_and_worst(accuracies)
-            figures["macro"][key] = macro
-            figures["worst"][key] = {"group": worst, "value": accuracies[worst]}
-    return figures
-
-
-def _differences(labels: Sequence[str], scores: dict[str, dict], seed: int) -> dict[str, Any]:
-    """Every model against the first, by reward accuracy, or by reference-free accuracy where one has no reference."""
-    baseline, *others = scores
-    key = "normalised" if any(score["margins"] is None for score in scores.values()) else "margins"
-    results = {}
-    for name in others:
-        found = paired_differences(labels, scores[baseline][key] > 0, scores[name][key] > 0, seed=seed)
-        results[name] = {
-            "against": baseline,
-            "measure": "accuracy" if key == "margins" else "reference_free_accuracy",
-            "groups": {group: values for (kind, group), values in found.items() if kind == "group"},
-            **{group: values for (kind, group), values in found.items() if kind == "summary"},
-        }
-    return results
 
 
 def make_parser() -> TrlParser:
@@ -230,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_evaluation(evaluation.figures)
         if args.output_dir is not None:
             write_evaluation(evaluation.figures, evaluation.labels, evaluation.margins, Path(args.output_dir))
+    PartialState().destroy_process_group()
     return 0
 
 

@@ -6,6 +6,7 @@ the share of ties stands beside it.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -111,3 +112,35 @@ def _bootstrap(values: np.ndarray, resamples: int, generator: np.random.Generato
 def _interval(difference: float, drawn: np.ndarray) -> dict:
     low, high = (float(value) for value in np.quantile(drawn, [0.025, 0.975]))
     return {"difference": difference, "interval_95": [low, high], "beyond_chance": low > 0 or high < 0}
+
+
+def model_figures(
+    labels: Sequence[str], *, margins: np.ndarray | None, normalised: np.ndarray, reference: str | None
+) -> dict[str, Any]:
+    """All figures of one model, in the schema of docs/evaluate.md; arguments as `summarise`'s."""
+    groups = by_group(labels, margins, normalised)
+    figures = {"reference": reference, "overall": summarise(margins, normalised), "groups": groups}
+    figures |= {"macro": {}, "worst": {}}
+    for key in ("accuracy", "reference_free_accuracy"):
+        accuracies = {group: values[key] for group, values in groups.items() if values[key] is not None}
+        if accuracies:
+            macro, worst = macro_and_worst(accuracies)
+            figures["macro"][key] = macro
+            figures["worst"][key] = {"group": worst, "value": accuracies[worst]}
+    return figures
+
+
+def model_differences(labels: Sequence[str], scores: dict[str, dict], seed: int) -> dict[str, Any]:
+    """Every model against the first, by reward accuracy, or by reference-free accuracy where one has no reference."""
+    baseline, *others = scores
+    key = "normalised" if any(score["margins"] is None for score in scores.values()) else "margins"
+    results = {}
+    for name in others:
+        found = paired_differences(labels, scores[baseline][key] > 0, scores[name][key] > 0, seed=seed)
+        results[name] = {
+            "against": baseline,
+            "measure": "accuracy" if key == "margins" else "reference_free_accuracy",
+            "groups": {group: values for (kind, group), values in found.items() if kind == "group"},
+            **{group: values for (kind, group), values in found.items() if kind == "summary"},
+        }
+    return results
