@@ -1,117 +1,18 @@
 """Metrics per language inside the trainer: every way that a pair's group takes from the data set to the logs.
 
-The oracle scores pair after pair, alone and unpadded, with plain cross-entropy in double precision (token_log_probs),
-and takes means over the pairs of a set, a group or a logging window. Two processes, model selection,
-resuming and images: test_groups_distributed.py. Not covered: the sums themselves (test_metrics.py).
+The oracle is pair_oracle.py: means over pairs that were scored one by one. Two processes, named data sets, model
+selection, resuming and images: test_groups_distributed.py. Not covered: the sums themselves (test_metrics.py).
 """
 
 import pytest
-from conftest import as_conversation, byte_tokenizer, make_pairs
-from datasets import Dataset
+from conftest import as_conversation
+from datasets import Dataset, Value
+from pair_oracle import OPTIONS, Steps, assert_metrics, in_evaluation, make_pool, mean, score_pairs
 from peft import LoraConfig
-from test_modes import COMMON, END, LORA, load, token_log_probs
-from transformers import TrainerCallback
-from trl_capo import CAPOTrainer
+from test_modes import LORA, load
+from trl import DPOConfig, DPOTrainer
 
-BETA = 0.3
-OPTIONS = COMMON | {"beta": BETA, "max_steps": 2, "learning_rate": 5e-3}
-
-
-def make_pool(count: int = 24) -> Dataset:
-    """Pairs with margins of both signs in each language (every other one is flipped), some with a long prompt."""
-
-    def change(row, index):
-        sides = ("rejected", "chosen") if index % 2 else ("chosen", "rejected")
-        return {
-            "prompt": row["prompt"] + " please" * 3 * (index % 7 == 0),
-            "chosen": row[sides[0]],
-            "rejected": row[sides[1]],
-        }
-
-    return make_pairs(count).map(change, with_indices=True)
-
-
-def tokens(row) -> list[list[int]]:
-    if isinstance(row["prompt"], str):
-        return [
-            byte_tokenizer().encode(row[key]) + [END] * (key != "prompt") for key in ("prompt", "chosen", "rejected")
-        ]
-    texts = [row[key][0]["content"] for key in ("prompt", "chosen", "rejected")]
-    texts = [f"<s>user: {texts[0]}</s><s>assistant: ", *(text + "</s>" for text in texts[1:])]
-    return [byte_tokenizer().encode(text) for text in texts]
-
-
-def score_pairs(policy, reference, rows, beta=BETA, limit=10**6) -> list[dict]:
-    """TRL's keys for each pair that has room for an answer, and its group."""
-    scored = []
-    for row in rows:
-        prompt, *answers = tokens(row)
-        if len(prompt) >= limit:
-            continue
-        answers = [answer[: limit - len(prompt)] for answer in answers]
-        parts = [[token_log_probs(m, prompt, ids) for ids in answers] for m in (policy, reference)]
-        (chosen, rejected), (ref_chosen, ref_rejected) = [[float(x.sum()) for x in part] for part in parts]
-        margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
-        figures = {
-            "rewards/chosen": beta * (chosen - ref_chosen),
-            "rewards/rejected": beta * (rejected - ref_rejected),
-        }
-        figures |= {"rewards/margins": margin, "rewards/accuracies": float(margin > 0)}
-        figures |= {"logps/chosen": chosen, "logps/rejected": rejected, "ties": float(margin == 0)}
-        lead = parts[0][0].mean() - parts[0][1].mean()
-        scored.append((row.get("language"), figures | {"reference_free": float(lead > 0)}))
-    return scored
-
-
-def mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values)
-
-
-def by_group(scored, prefix: str, names=None) -> dict:
-    """The keys of the groups: their means, the mean of the accuracies, the lowest of them."""
-    members, expected = {}, {}
-    for index, (group, figures) in enumerate(scored):
-        members.setdefault(group if names is None else names[index], []).append(figures)
-    for group, figures in members.items():
-        for key in ("rewards/accuracies", "rewards/margins"):
-            expected[f"{prefix}{key}/{group}"] = mean(f[key] for f in figures)
-    accuracies = [mean(f["rewards/accuracies"] for f in figures) for figures in members.values()]
-    summary = {"macro": mean(accuracies), "worst": min(accuracies), "ties": mean(f["ties"] for _, f in scored)}
-    return expected | {f"{prefix}rewards/accuracies/{key}": value for key, value in summary.items()}
-
-
-def in_evaluation(scored, prefix="eval_", names=None) -> dict:
-    keys = [key for key in scored[0][1] if key.startswith(("rewards/", "logps/"))]
-    return {prefix + key: mean(f[key] for _, f in scored) for key in keys} | by_group(scored, prefix, names)
-
-
-def assert_metrics(metrics: dict, expected: dict, tolerance=1e-4):
-    """Exactly these `rewards/*` and `logps/*` keys, no more, with these values."""
-    found = {key: value for key, value in metrics.items() if "rewards/" in key or "logps/" in key}
-    assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
-
-
-class Steps(TrainerCallback):
-    """The pairs of every optimiser step, taken in the order of the data, scored with the policy as it then is."""
-
-    def __init__(self, reference, rows, size: int, limit=10**6):
-        self.rows = [row for row in rows if len(tokens(row)[0]) < limit]
-        self.reference, self.size, self.limit, self.position, self.steps = reference, size, limit, 0, []
-
-    def on_step_begin(self, args, state, control, model, **kwargs):
-        step = self.rows[self.position : self.position + self.size]
-        self.position = (self.position + len(step)) % len(self.rows)
-        self.steps.append(score_pairs(model, self.reference, step, limit=self.limit))
-
-    def assert_logged(self, trainer, window: int):
-        entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-        windows = [sum(self.steps[i : i + window], []) for i in range(0, len(self.steps), window)]
-        for entry, scored in zip(entries, windows, strict=True):
-            expected = by_group(scored, "")
-            assert {k: v for k, v in entry.items() if "/accuracies/" in k or "/margins/" in k} == pytest.approx(
-                expected, rel=1e-4, abs=1e-4
-            )
+from trl_capo import CAPOConfig, CAPOTrainer
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +110,100 @@ def test_training_logs_weigh_pairs_over_the_logging_window(make_args, model_dir,
     trainer.train()
     assert [len(step) for step in steps.steps] == [8, 6, 8, 6]
     steps.assert_logged(trainer, 2)
+
+
+NAMES = {
+    "unicode": ["日本語", "हिन्दी", "العربية", "emoji 🙂"],
+    "slash, dot, space": ["zh/hans", "zh/hant", "a.b", "with space"],
+    "integers": [3, -1, 0],
+    "one group": ["only"],
+    "a group a pair": [f"g{index:02}" for index in range(24)],
+    "sorted, so that batches lack groups": sorted("abcde" * 5)[:24],
+    "names of the summaries": ["macro", "worst", "ties", "de"],
+    "nulls": ["de", None, "sw", None],
+}
+
+
+@pytest.mark.parametrize("remove", [True, False])
+@pytest.mark.parametrize("column", ["auto", "tongue"])
+@pytest.mark.parametrize("kind", NAMES)
+def test_groups_keep_their_names(evaluated, pairs, pool, scored, caplog, kind, column, remove):
+    names = [NAMES[kind][index % len(NAMES[kind])] for index in range(24)]
+    data = pool.remove_columns("language").add_column("language" if column == "auto" else column, names)
+    options = {"group_column": column, "remove_unused_columns": remove}
+    metrics = evaluated(data, pairs if column == "auto" else pairs.rename_column("language", column), **options)
+    shown = {None: "(none)", **{name: f"{name} (group)" for name in ("macro", "worst", "ties")}}
+    assert_metrics(metrics, in_evaluation(scored, names=[shown.get(name, str(name)) for name in names]))
+    warned = [message for message in caplog.messages if "(none)" in message]
+    assert len(warned) == (kind == "nulls")
+    assert all("12 of 24" in message for message in warned)
+
+
+def test_two_hundred_groups(evaluated, model_dir, other_model_dir):
+    rows = make_pool(250)
+    rows = rows.remove_columns("language").add_column("language", [f"language {index % 200}" for index in range(250)])
+    expected = in_evaluation(score_pairs(load(model_dir), load(other_model_dir), rows))
+    assert len(expected) == 6 + 2 * 200 + 3
+    assert_metrics(evaluated(rows, per_device_eval_batch_size=16), expected)
+
+
+@pytest.mark.parametrize("kind", ["no column", "None", "none", "of nulls only"])
+def test_without_groups_the_means_are_exact_all_the_same(evaluated, pool, scored, kind):
+    data = pool if kind in ("None", "none") else pool.remove_columns("language")
+    if kind == "of nulls only":
+        data = data.add_column("language", [None] * 24).cast_column("language", Value("string"))
+    options = {"None": {"group_column": None}, "none": {"group_column": "none"}}.get(kind, {})
+    metrics = evaluated(data, per_device_eval_batch_size=7, **options)
+    names = ["(none)"] * 24
+    expected = in_evaluation(scored, names=names)
+    if kind != "of nulls only":
+        expected = {
+            key: value
+            for key, value in expected.items()
+            if key.count("/") == 1 or key == "eval_rewards/accuracies/ties"
+        }
+    assert_metrics(metrics, expected)
+
+
+@pytest.mark.parametrize("option", [{}, {"precompute_ref_log_probs": True}], ids=str)
+def test_a_group_whose_prompts_are_all_too_long_has_no_keys(evaluated, model_dir, other_model_dir, pool, option):
+    """Prompts in Japanese have 16 bytes and more."""
+    kept = score_pairs(load(model_dir), load(other_model_dir), pool, limit=16)
+    assert {group for group, _ in kept} == {"de", "sw"}
+    assert_metrics(evaluated(pool, max_length=16, **option), in_evaluation(kept))
+
+
+def test_identical_policy_and_reference_are_ties(make_args, model_dir, pool):
+    metrics = CAPOTrainer(model_dir, args=make_args(), train_dataset=pool, eval_dataset=pool).evaluate()
+    assert metrics["eval_rewards/accuracies/ties"] == 1
+    assert metrics["eval_rewards/accuracies"] == metrics["eval_rewards/margins/de"] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"remove_unused_columns": False}], ids=str)
+def test_the_model_gets_what_dpo_trainer_gives_it(make_args, model_dir, other_model_dir, pool, options):
+    seen = []
+    for trainer_class, config in ((DPOTrainer, DPOConfig), (CAPOTrainer, CAPOConfig)):
+        models, keys = (load(model_dir), load(other_model_dir)), set()
+        for model in models:
+            model.register_forward_pre_hook(lambda _, args, kwargs, keys=keys: keys.update(kwargs), with_kwargs=True)
+        args = make_args(config, max_steps=1, **options)
+        trainer = trainer_class(*models, args, train_dataset=pool, eval_dataset=pool)
+        trainer.train()
+        trainer.evaluate()
+        seen.append(keys)
+    assert seen[0] == seen[1]
+    assert "input_ids" in seen[0]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("kind", ["absent", "absent in evaluation", "lists"])
+def test_an_unusable_group_column_is_one_error_that_names_it(evaluated, pool, kind, streamed):
+    data, train, options = pool, pool, {"group_column": "nosuch"}
+    if kind == "absent in evaluation":
+        train = pool.rename_column("language", "nosuch")
+    elif kind == "lists":
+        data = train = pool.remove_columns("language").add_column("nosuch", [["de", "sw"]] * 24)
+    if streamed:
+        data, train = data.to_iterable_dataset(), train.to_iterable_dataset()
+    with pytest.raises(ValueError, match="nosuch"):
+        evaluated(data, train, **options)

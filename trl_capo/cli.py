@@ -56,9 +56,9 @@ def _launch(command: str, arguments: list[str]) -> int:
 
 
 def _prepare_single_cpu_process(launch_arguments: list[str]) -> None:
-    """Without a GPU and without launch options, give the one process all cores, where `accelerate` gives it one thread.
+    """Without a GPU and without launch options, give the one process all cores: `accelerate` gives it one thread.
 
-    It would also warn that it chose defaults, of which there is nothing to choose.
+    It would also warn that it chose defaults, where there is nothing to choose.
     """
     import psutil
     import torch

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ class EvaluateArguments:
         default="auto",
         metadata={"help": "Column of the groups; 'auto': `language` where there is one; 'none': no groups."},
     )
+    also_by: list[str] = field(
+        default_factory=list, metadata={"help": "Further columns whose groups get a line each, below the others."}
+    )
     beta: float = field(default=0.1, metadata={"help": "Units of reward per nat; scales margins, not accuracies."})
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "Pairs a batch."})
     max_length: int | None = field(default=1024, metadata={"help": "Longer sequences are cut at the end, in tokens."})
@@ -74,7 +78,7 @@ class Evaluation:
     """What an evaluation found: the figures, in the schema of docs/evaluate.md, and what plots need beyond them."""
 
     figures: dict[str, Any]
-    labels: list[str]
+    labels: list[str] | None
     margins: dict[str, np.ndarray | None]
 
 
@@ -94,8 +98,11 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     check_preference_data(**{args.dataset_name: dataset})
     if {"image", "images"} & set(dataset.column_names):
         raise ValueError(f"{args.dataset_name}: it has images; trl-capo evaluate scores text only.")
-    column = resolve_group_column(column_names(dataset), args.group_column, args.dataset_name)
-    labels = group_labels(dataset, column, args.dataset_name) if column else ["all"] * len(dataset)
+    column, *further = [
+        resolve_group_column(column_names(dataset), name, args.dataset_name)
+        for name in (args.group_column, *args.also_by)
+    ]
+    labels = {name: group_labels(dataset, name, args.dataset_name) for name in (column, *further) if name is not None}
 
     started = time.perf_counter()
     score_model = _Scorer(args, dataset)
@@ -104,24 +111,25 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     kept = np.all([score.pop("kept") for score in scores.values()], axis=0)
     if not kept.any():
         raise ValueError(f"max_length={args.max_length}: no pair has a prompt shorter than that.")
-    labels = [label for label, keep in zip(labels, kept, strict=True) if keep]
+    labels = {name: list(compress(values, kept)) for name, values in labels.items()}
+    groups, other_groups = labels.get(column), {name: labels[name] for name in further}
     for score in scores.values():
         score["normalised"] = score["normalised"][kept]
         score["margins"] = None if score["margins"] is None else score["margins"][kept]
     figures = {
-        "dataset": {"name": args.dataset_name, "split": args.dataset_split, "pairs": len(labels)},
+        "dataset": {"name": args.dataset_name, "split": args.dataset_split, "pairs": int(kept.sum())},
         "dropped_pairs": int((~kept).sum()),
         "group_column": column,
         "beta": args.beta,
         "max_length": args.max_length,
         "seed": args.seed,
         "seconds": seconds,
-        "models": {name: model_figures(labels, **score) for name, score in scores.items()},
-        "differences": model_differences(labels, scores, args.seed),
+        "models": {name: model_figures(groups, other_groups, **score) for name, score in scores.items()},
+        "differences": model_differences(groups, scores, args.seed),
         "versions": {"trl-capo": __version__}
         | {package: version(package) for package in ("trl", "transformers", "peft", "torch", "datasets")},
     }
-    return Evaluation(figures, labels, {name: score["margins"] for name, score in scores.items()})
+    return Evaluation(figures, groups, {name: score["margins"] for name, score in scores.items()})
 
 
 class _Scorer:

@@ -63,11 +63,12 @@ def plot_accuracy(figures: dict[str, Any], path: Path) -> list[Path]:
     return [_save(figure, path)]
 
 
-def plot_margins(labels: Sequence[str], margins: dict[str, np.ndarray | None], path: Path) -> list[Path]:
+def plot_margins(labels: Sequence[str] | None, margins: dict[str, np.ndarray | None], path: Path) -> list[Path]:
     """Distribution of the first model's margins, a box a group (median, quartiles, 5 and 95 %)."""
     name, values = next(iter(margins.items()))
     if values is None:
         return []
+    labels = labels or ["all pairs"] * len(values)
     groups = sorted(set(labels))
     figure, axes = _figure(groups, 1.0)
     labels = np.asarray(labels, dtype=object)

@@ -11,7 +11,7 @@ import numpy as np
 
 from trl_capo.plots import MEASURES, plot_accuracy, plot_margins
 
-SUMMARIES = ("overall", "macro")
+SUMMARIES = {"overall": "all pairs", "macro": "macro mean"}
 
 
 def _percent(value: float | None, interval: Sequence[float] | None = None) -> str:
@@ -40,12 +40,13 @@ def model_table(model: dict[str, Any], group_name: str) -> list[list[str]]:
             _percent(values["reference_free_accuracy"], values["reference_free_accuracy_95"]),
         ]
 
-    rows = [
-        header,
-        *(row(group, values) for group, values in model["groups"].items()),
-        row("all pairs", model["overall"]),
-    ]
+    rows = [header, *(row(group, values) for group, values in model["groups"].items())]
+    for column, groups in model["also_by"].items():
+        rows += [row(f"{column}: {group}", values) for group, values in groups.items()]
+    rows.append(row("all pairs", model["overall"]))
     macro, worst = model["macro"], model["worst"]
+    if not model["groups"]:
+        return rows
     rows.append(
         ["macro mean", "", _percent(macro.get("accuracy")), "", "", "", _percent(macro.get("reference_free_accuracy"))]
     )
@@ -69,8 +70,9 @@ def difference_table(differences: dict[str, Any], group_name: str) -> list[list[
 
     for group in first["groups"]:
         rows.append([group, *(cell(found["groups"][group]) for found in differences.values())])
-    for summary, name in zip(SUMMARIES, ("all pairs", "macro mean"), strict=True):
-        rows.append([name, *(cell(found[summary]) for found in differences.values())])
+    for summary, name in SUMMARIES.items():
+        if summary in first:
+            rows.append([name, *(cell(found[summary]) for found in differences.values())])
     return rows
 
 
@@ -124,8 +126,10 @@ def print_evaluation(figures: dict[str, Any]) -> None:
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        for index, heading in enumerate(rows[0]):
-            table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(rows[0][0], overflow="fold")
+        for heading, *cells in list(zip(*rows, strict=True))[1:]:
+            width = max(len(line) for cell in (heading, *cells) for line in cell.split("\n"))
+            table.add_column(heading, justify="right", no_wrap=True, min_width=width)
         summaries = {"all pairs", "macro mean", "worst group"}
         for index, row in enumerate(rows[1:], start=1):
             last_group = row[0] not in summaries and index + 1 < len(rows) and rows[index + 1][0] == "all pairs"
@@ -144,7 +148,7 @@ def _tables(figures: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
 
 
 def write_evaluation(
-    figures: dict[str, Any], labels: Sequence[str], margins: dict[str, np.ndarray | None], folder: Path
+    figures: dict[str, Any], labels: Sequence[str] | None, margins: dict[str, np.ndarray | None], folder: Path
 ) -> None:
     """Write metrics.json, report.md and the plots; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)

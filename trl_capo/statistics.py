@@ -55,8 +55,10 @@ def summarise(margins: np.ndarray | None, normalised: np.ndarray) -> dict[str, f
     }
 
 
-def by_group(labels: Sequence[str], margins: np.ndarray | None, normalised: np.ndarray) -> dict[str, dict]:
-    """`summarise` of every group, in the order of their names."""
+def by_group(labels: Sequence[str] | None, margins: np.ndarray | None, normalised: np.ndarray) -> dict[str, dict]:
+    """`summarise` of every group, in the order of their names; without labels there are none."""
+    if labels is None:
+        return {}
     labels = np.asarray(labels, dtype=object)
     return {
         group: summarise(None if margins is None else margins[labels == group], normalised[labels == group])
@@ -70,7 +72,7 @@ def macro_and_worst(accuracies: dict[str, float]) -> tuple[float, str]:
 
 
 def paired_differences(
-    labels: Sequence[str], baseline: np.ndarray, other: np.ndarray, *, resamples: int = 10_000, seed: int = 0
+    labels: Sequence[str] | None, baseline: np.ndarray, other: np.ndarray, *, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, dict[str, float | list[float] | bool]]:
     """Difference in accuracy of two models on the same pairs, per group, over all pairs, and of the macro mean.
 
@@ -79,7 +81,7 @@ def paired_differences(
     which is the same as drawing its pairs with replacement.
 
     Args:
-        labels: (N,) groups.
+        labels: (N,) groups, or None for none.
         baseline, other: (N,) booleans, whether each model ranks the pair as its label does.
         resamples: bootstrap resamples.
         seed: of the resampling; the result is a function of it.
@@ -88,17 +90,17 @@ def paired_differences(
         For every group, `"overall"` and `"macro"` (under `("group", name)` or `("summary", name)`): `difference`,
         `interval_95`, and `beyond_chance` (the interval excludes 0).
     """
-    labels = np.asarray(labels, dtype=object)
     change = other.astype(int) - baseline.astype(int)
     generator = np.random.default_rng(seed)
     results, differences, draws = {}, [], []
-    for group in sorted(set(labels)):
-        values = change[labels == group]
+    for group in sorted(set(labels or [])):
+        values = change[np.asarray(labels, dtype=object) == group]
         results["group", group], drawn = _bootstrap(values, resamples, generator)
         differences.append(values.mean())
         draws.append(drawn)
     results["summary", "overall"], _ = _bootstrap(change, resamples, generator)
-    results["summary", "macro"] = _interval(float(np.mean(differences)), np.mean(draws, axis=0))
+    if draws:
+        results["summary", "macro"] = _interval(float(np.mean(differences)), np.mean(draws, axis=0))
     return results
 
 
@@ -115,11 +117,17 @@ def _interval(difference: float, drawn: np.ndarray) -> dict:
 
 
 def model_figures(
-    labels: Sequence[str], *, margins: np.ndarray | None, normalised: np.ndarray, reference: str | None
+    labels: Sequence[str] | None,
+    further: dict[str, Sequence[str]],
+    *,
+    margins: np.ndarray | None,
+    normalised: np.ndarray,
+    reference: str | None,
 ) -> dict[str, Any]:
-    """All figures of one model, in the schema of docs/evaluate.md; arguments as `summarise`'s."""
+    """All figures of one model, in the schema of docs/evaluate.md; `further` are other columns' labels, by column."""
     groups = by_group(labels, margins, normalised)
     figures = {"reference": reference, "overall": summarise(margins, normalised), "groups": groups}
+    figures["also_by"] = {column: by_group(others, margins, normalised) for column, others in further.items()}
     figures |= {"macro": {}, "worst": {}}
     for key in ("accuracy", "reference_free_accuracy"):
         accuracies = {group: values[key] for group, values in groups.items() if values[key] is not None}
@@ -130,7 +138,7 @@ def model_figures(
     return figures
 
 
-def model_differences(labels: Sequence[str], scores: dict[str, dict], seed: int) -> dict[str, Any]:
+def model_differences(labels: Sequence[str] | None, scores: dict[str, dict], seed: int) -> dict[str, Any]:
     """Every model against the first, by reward accuracy, or by reference-free accuracy where one has no reference."""
     baseline, *others = scores
     key = "normalised" if any(score["margins"] is None for score in scores.values()) else "margins"
