@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 DEMO_MODEL ?= smollm2
+# The upper third of Gemma's 18 layers; the config names that of SmolLM2's 30.
+TRAIN_OPTIONS_gemma := --lora_target_modules '.*layers\.(1[2-7])\..*_proj'
 BIN := .venv/bin
 # Two busy threads that spin while they wait for each other's process make everything beside them crawl.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -11,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 demo: .venv/demo-$(DEMO_MODEL)
 	$(BIN)/python scripts/build_demo.py --model $(DEMO_MODEL)
-	$(BIN)/trl-capo train --config configs/quickstart.yaml
+	$(BIN)/trl-capo train --config configs/quickstart.yaml $(TRAIN_OPTIONS_$(DEMO_MODEL))
 	$(BIN)/trl-capo evaluate --config configs/quickstart_evaluate.yaml
 
 test: .venv/test

@@ -56,6 +56,7 @@ def five(model_dir, other_model_dir) -> Dataset:
 def two_processes(five, model_dir, other_model_dir, tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("two")
     five.save_to_disk(folder / "five")
+    make_pool().save_to_disk(folder / "pool")  # TRL shares precomputed log-probs through a file beside the data
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,7 +102,7 @@ def test_named_sets_do_not_overwrite_each_other(make_args, model_dir, other_mode
         entries += [entry for entry in trainer.state.log_history if "eval_sw/x_loss" in entry]
         latest = {key: value for entry in entries for key, value in entry.items()}
         assert_metrics(latest, expected)
-    assert len(logged(trainer, "eval_en_us_rewards/accuracies/macro")) == 6
+    assert len(logged(trainer, "eval_en_us_rewards/accuracies/macro")) == 4  # train() starts a new history
 
 
 def test_a_new_data_set_after_training_brings_its_own_groups(make_args, model_dir, other_model_dir):
@@ -123,7 +124,7 @@ def test_a_new_data_set_after_training_brings_its_own_groups(make_args, model_di
 def selecting(make_args, model_dir, other_model_dir):
     """A run that learns the many pairs of `up` and unlearns the few of `down`, which contradict the training."""
 
-    def train(metric: str, *callbacks, named=False, **options):
+    def train(metric: str, *callbacks, named=False):
         rows = make_pool()
         up, down = rows, flipped(rows.select(range(0, 24, 4)))
         groups = [["up"] * len(up), ["down"] * len(down)]
@@ -134,7 +135,7 @@ def selecting(make_args, model_dir, other_model_dir):
         data = {"held": data, "zz": data.select([0])} if named else data
         saving = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
         saving |= {"load_best_model_at_end": True, "metric_for_best_model": metric, "greater_is_better": True}
-        args = make_args(**OPTIONS | saving | {"max_steps": 10, "learning_rate": 5e-3, "noise_rate": 0} | options)
+        args = make_args(**OPTIONS | saving | {"max_steps": 12, "noise_rate": 0})
         models = load(model_dir), load(other_model_dir)
         trainer = CAPOTrainer(*models, args, train_dataset=rows, eval_dataset=data, callbacks=list(callbacks))
         trainer.train()
@@ -154,12 +155,14 @@ def test_the_chosen_checkpoint_is_the_one_with_the_best_value(selecting, metric,
     assert trainer.state.best_metric == values[best]
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
     assert same(weights(load(trainer.state.best_model_checkpoint)), weights(trainer.model))
-    assert (best < 4) == (WORST in metric)
+    assert (best < 6) == (WORST in metric)
 
 
 def test_early_stopping_by_the_worst_language(selecting):
-    assert selecting(WORST, EarlyStoppingCallback(2)).state.global_step == 6
-    assert selecting(ALL, EarlyStoppingCallback(4)).state.global_step == 10
+    """After two evaluations, of 2 steps each, without a better value; all pairs together get better for longer."""
+    state = selecting(WORST, EarlyStoppingCallback(2)).state
+    assert state.global_step == state.best_global_step + 4 < 12
+    assert selecting(ALL, EarlyStoppingCallback(2)).state.global_step == 12
 
 
 @pytest.mark.parametrize("peft_config", [None, LoraConfig(**LORA)], ids=["full", "lora"])
@@ -175,7 +178,7 @@ def test_a_resumed_run_logs_the_groups_of_the_uninterrupted_one(make_args, model
         for name in ("accuracies/de", "margins/日本", "accuracies/macro", "accuracies/worst"):
             one, other = (logged(trainer, f"{prefix}rewards/{name}") for trainer in runs)
             assert one == other
-            assert len(set(one)) > 1
+            assert "margins" not in name or len(set(one)) == len(one) > 1
 
 
 def test_pairs_with_images(make_args):
@@ -217,7 +220,7 @@ if __name__ == "__main__":  # one of the processes that torchrun starts
     base = CPU_ARGUMENTS | OPTIONS | {"output_dir": folder}
     for name, (rows, size, options) in two_process_cases(Dataset.load_from_disk(folder + "/five")).items():
         args = CAPOConfig(**base | {"per_device_eval_batch_size": size} | options)
-        data = {"train_dataset": make_pool(), "eval_dataset": rows}
+        data = {"train_dataset": Dataset.load_from_disk(folder + "/pool"), "eval_dataset": rows}
         results[name] = CAPOTrainer(load(policy), load(other), args, **data).evaluate()
     sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 2, "max_steps": 4}
     steps = Steps(load(other), make_pool(), 8)

@@ -53,7 +53,9 @@ def refuse_unknown(words: Sequence[str], parser: TrlParser, others: Set[str] = f
     given = [word.split("=", 1)[0] for word in words if word.startswith("--")]
     unknown = [option for option in given if option not in others]
     if unknown or (words and not given):
-        close = [m for option in unknown for m in difflib.get_close_matches(option, _options(parser) | others, n=1)]
+        close = [
+            m for option in unknown for m in difflib.get_close_matches(option, _options(parser) | others, 1, 0.75)
+        ]
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise ValueError(f"unknown option {', '.join(unknown or words)}: {parser.prog} does not have it.{hint}")
 

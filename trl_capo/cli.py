@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _launch(command: str, arguments: list[str]) -> int:
     """Check the arguments, then run the command's module through `accelerate launch`."""
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
     from trl_capo.arguments import launch_options, parse, refuse_unknown, without
@@ -52,6 +53,8 @@ def _launch(command: str, arguments: list[str]) -> int:
         launch_command(launch_command_parser().parse_args(words))
     except subprocess.CalledProcessError as error:  # the command has said what was wrong
         return error.returncode
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
     return 0
 
 

@@ -22,7 +22,8 @@ class CAPOConfig(DPOConfig):
 
     Parameters:
         noise_rate (`float` or `"auto"`, *optional*, defaults to `"auto"`):
-            Share of the preference labels that are flipped, in [0, 0.5]. `0` is DPO, to the bit. `0.5` trusts a label
+            Share of the preference labels that are flipped, in [0, 0.5]. `0` is DPO, to the bit (with dropout, up to
+            the order in which policy and reference draw random numbers). `0.5` trusts a label
             exactly as far as the model agrees with it. `"auto"` estimates it while training, from `noise_rate_prior`
             on, over the pairs of all processes; the estimate is kept in checkpoints and frozen in evaluation.
         noise_rate_prior (`float`, *optional*, defaults to `0.1`):
@@ -83,6 +84,12 @@ class CAPOConfig(DPOConfig):
             raise ValueError("CAPOConfig cannot be used as it is:\n" + "\n".join(f"- {line}" for line in problems))
 
 
+def sigmoid_weight(args: DPOConfig) -> float:
+    """The weight of the "sigmoid" term, whose pair losses CAPO scales, in the sum of losses."""
+    weights = args.loss_weights or [1.0] * len(args.loss_type)
+    return sum(weight for name, weight in zip(args.loss_type, weights, strict=True) if name == "sigmoid")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -112,6 +119,12 @@ def _range_problems(args: CAPOConfig) -> list[str]:
             f"ld_alpha={args.ld_alpha!r}: it weighs the tokens beyond the shorter completion. Give a number in "
             "[0, 1], or None for no weighting."
         )
+    if not _is_number(args.f_alpha_divergence_coef):
+        problems.append(
+            f"f_alpha_divergence_coef={args.f_alpha_divergence_coef!r}: give a number; 0.5 is TRL's default."
+        )
+    if args.group_column is not None and not isinstance(args.group_column, str):
+        problems.append(f"group_column={args.group_column!r}: give a column's name, 'auto', or None for no groups.")
     if args.f_divergence_type not in F_DIVERGENCES:
         problems.append(
             f"f_divergence_type={args.f_divergence_type!r}: there is no such divergence. Choose one of "
@@ -123,9 +136,10 @@ def _range_problems(args: CAPOConfig) -> list[str]:
 def _combination_problems(args: CAPOConfig) -> list[str]:
     problems = []
     losses = set(args.loss_type)
-    if args.noise_rate != 0 and "sigmoid" not in losses:
+    if args.noise_rate != 0 and sigmoid_weight(args) == 0:
+        weights = "" if args.loss_weights is None else f" and loss_weights={args.loss_weights}"
         problems.append(
-            f"loss_type={args.loss_type} with noise_rate={args.noise_rate!r}: CAPO scales the pair losses of "
+            f"loss_type={args.loss_type}{weights} with noise_rate={args.noise_rate!r}: CAPO scales the pair losses of "
             "'sigmoid', and there are none. Add 'sigmoid', or set noise_rate=0 to train with the plain losses."
         )
     if args.noise_rate != 0 and args.use_weighting:
@@ -139,9 +153,10 @@ def _combination_problems(args: CAPOConfig) -> list[str]:
             "multiplies their losses in place). Leave them out, or set use_weighting=False."
         )
     if args.label_smoothing != 0 and not losses & _SMOOTHED_LOSSES:
+        rate = args.label_smoothing if args.label_smoothing <= 0.5 else "'auto'"
         problems.append(
-            f"label_smoothing={args.label_smoothing!r} with loss_type={args.loss_type}: TRL ignores it "
-            f"there in silence. For noisy labels set noise_rate={args.label_smoothing!r} instead (CAPO), or "
-            "loss_type='robust' with noise_rate=0 (robust DPO)."
+            f"label_smoothing={args.label_smoothing!r} with loss_type={args.loss_type}: TRL ignores it there in "
+            f"silence. For noisy labels set noise_rate={rate} instead (CAPO), or loss_type='robust' with noise_rate=0 "
+            "(robust DPO)."
         )
     return problems

@@ -88,6 +88,16 @@ def check_preference_data(**datasets: Dataset | IterableDataset | Mapping[str, A
         raise ValueError("the preference data cannot be trained on:\n" + "\n".join(f"- {line}" for line in problems))
 
 
+def refuse_empty(max_length: int | None, **datasets: Dataset | IterableDataset | Mapping[str, Any] | None) -> None:
+    """Refuse tokenised data sets of which nothing is left: TRL drops the pairs whose prompt fills `max_length`."""
+    for name, dataset in _named(datasets):
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            raise ValueError(
+                f"max_length={max_length}: every prompt of {name} is at least that long, so no pair is left. Give a "
+                "larger max_length."
+            )
+
+
 def _named(datasets: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, dataset in datasets.items():
         if isinstance(dataset, Mapping):
@@ -155,7 +165,7 @@ def _cell_problem(value: Any) -> str | None:
         return f"is {type(value).__name__}, not text or a list of messages,"
     if not all(isinstance(message, Mapping) and message.get("role") and "content" in message for message in value):
         return "is a list, but not of messages with `role` and `content`,"
-    if any(not isinstance(message["content"], str | list) for message in value):
+    if any(not isinstance(message["content"], str | list) and not message.get("tool_calls") for message in value):
         return "has a message whose `content` is not text"
     return None
 
@@ -168,4 +178,4 @@ def _row_warnings(row: Mapping[str, Any]) -> list[str]:
 def _is_empty(value: str | list[Mapping[str, Any]]) -> bool:
     if isinstance(value, str):
         return not value.strip()
-    return not any(message["content"] for message in value)
+    return not any(message["content"] or message.get("tool_calls") for message in value)

@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from tqdm import tqdm
 from trl import TrlParser
 
 from trl_capo import __version__
 from trl_capo.arguments import parse_alone
 from trl_capo.data import check_preference_data, load_preference_data, select_split
-from trl_capo.groups import column_names, group_labels, parse_group_column, resolve_group_column
-from trl_capo.models import LoadedModel, load_model, load_reference
+from trl_capo.groups import find_groups, parse_group_column
+from trl_capo.models import LoadedModel, load_model, load_reference, processes
 from trl_capo.report import check_available, print_evaluation, write_evaluation
 from trl_capo.scoring import TokenisedPair, completion_log_probs, tokenise_all
 from trl_capo.statistics import model_differences, model_figures
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass
@@ -72,6 +73,24 @@ class EvaluateArguments:
     def __post_init__(self) -> None:
         self.group_column = parse_group_column(self.group_column)
 
+    def _check(self) -> None:
+        """Raise one ValueError that names every problem."""
+        problems = []
+        if bool(self.model_name_or_path) == bool(self.compare):
+            problems.append("give either model_name_or_path, for one model, or compare, for several.")
+        if not self.dataset_name:
+            problems.append("dataset_name is missing: give a hub name, folder or file.")
+        if not 0 < self.beta < float("inf"):
+            problems.append(f"beta={self.beta}: give a positive number, that of the training.")
+        if self.per_device_eval_batch_size < 1:
+            problems.append(f"per_device_eval_batch_size={self.per_device_eval_batch_size}: give 1 or more.")
+        if self.max_length is not None and self.max_length < 2:
+            problems.append(f"max_length={self.max_length}: give 2 or more, or none.")
+        if self.dtype not in DTYPES:
+            problems.append(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}.")
+        if problems:
+            raise ValueError(" ".join(problems))
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -88,31 +107,28 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     Raises:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
-    if bool(args.model_name_or_path) == bool(args.compare):
-        raise ValueError("give either model_name_or_path, for one model, or compare, for several.")
+    processes()
+    args._check()
     models = args.compare or [args.model_name_or_path]
-    if not args.dataset_name:
-        raise ValueError("dataset_name is missing: give a hub name, folder or file.")
     splits = load_preference_data(args.dataset_name, config=args.dataset_config)
     dataset = select_split(splits, args.dataset_split, "dataset_split")
     check_preference_data(**{args.dataset_name: dataset})
     if {"image", "images"} & set(dataset.column_names):
         raise ValueError(f"{args.dataset_name}: it has images; trl-capo evaluate scores text only.")
-    column, *further = [
-        resolve_group_column(column_names(dataset), name, args.dataset_name)
-        for name in (args.group_column, *args.also_by)
+    (column, groups), *further = [
+        find_groups(dataset, name, args.dataset_name) for name in (args.group_column, *args.also_by)
     ]
-    labels = {name: group_labels(dataset, name, args.dataset_name) for name in (column, *further) if name is not None}
 
     started = time.perf_counter()
     score_model = _Scorer(args, dataset)
-    scores = {name: score_model(model) for name, model in zip(_names(models), models, strict=True)}
+    shown = [args.adapter] if args.adapter and not args.compare else models
+    scores = {name: score_model(model) for name, model in zip(_names(shown), models, strict=True)}
     seconds = time.perf_counter() - started
     kept = np.all([score.pop("kept") for score in scores.values()], axis=0)
     if not kept.any():
         raise ValueError(f"max_length={args.max_length}: no pair has a prompt shorter than that.")
-    labels = {name: list(compress(values, kept)) for name, values in labels.items()}
-    groups, other_groups = labels.get(column), {name: labels[name] for name in further}
+    groups = None if groups is None else list(compress(groups, kept))
+    other_groups = {name: list(compress(labels, kept)) for name, labels in further}
     for score in scores.values():
         score["normalised"] = score["normalised"][kept]
         score["margins"] = None if score["margins"] is None else score["margins"][kept]
@@ -170,7 +186,7 @@ class _Scorer:
             return self._score(replace(loaded, name=loaded.base_name), pairs)[0]
 
     def _score(self, model: LoadedModel, pairs: list[TokenisedPair]) -> tuple[np.ndarray, np.ndarray]:
-        state = PartialState()
+        state = processes()
         with tqdm(
             total=len(pairs),
             desc=f"Scoring {model.name}",
@@ -218,14 +234,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_available()
         evaluation = evaluate(args)
     except (ValueError, NotImplementedError, OSError) as error:
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             print(f"trl-capo evaluate: error: {error}", file=sys.stderr)
         return 2
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print_evaluation(evaluation.figures)
         if args.output_dir is not None:
             write_evaluation(evaluation.figures, evaluation.labels, evaluation.margins, Path(args.output_dir))
-    PartialState().destroy_process_group()
+    processes().destroy_process_group()
     return 0
 
 

@@ -19,7 +19,7 @@ DEFAULT_COLUMN = "language"
 
 def parse_group_column(value: str | None) -> str | None:
     """The option's value: on a command line and in YAML, `none` is how to write None."""
-    return None if value is None or value.lower() in ("none", "null", "") else value
+    return None if isinstance(value, str) and value.lower() in ("none", "null", "") else value
 
 
 def resolve_group_column(columns: Iterable[str], group_column: str | None, name: str) -> str | None:
@@ -72,6 +72,26 @@ def group_labels(dataset: Dataset, column: str, name: str) -> list[str]:
             f"{name}: {missing:,} of {len(labels):,} pairs have no {column!r}; they are the group {MISSING!r}"
         )
     return labels
+
+
+def find_groups(dataset: Dataset, group_column: str | None, name: str) -> tuple[str | None, list[str] | None]:
+    """The column that groups the data set and the group of every row; None and None for no groups.
+
+    With `"auto"`, a column that cannot name groups is left alone with a warning.
+
+    Raises:
+        ValueError: a column that is asked for by name is not there, or cannot name groups.
+    """
+    column = resolve_group_column(dataset.column_names, group_column, name)
+    if column is None:
+        return None, None
+    try:
+        return column, group_labels(dataset, column, name)
+    except ValueError as error:
+        if group_column != "auto":
+            raise
+        logger.warning(f"no metrics per group: {error}")
+        return None, None
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:

@@ -19,6 +19,9 @@ F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"
 NOISE_RATE_RANGE = (0.005, 0.5)
 """Bounds of an estimated noise rate: at 0 the estimate could never leave it, above 0.5 labels mean their opposite."""
 
+LARGEST_EVIDENCE = 1e30
+"""Bound of rho / temperature, far beyond where a sigmoid saturates in float32."""
+
 NOISE_RATE_MEMORY = 320.0
 """Least number of pairs that the running estimate of the noise rate remembers (an exponential window's length)."""
 
@@ -132,8 +135,9 @@ def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, tem
     rho = relative_reward.detach().float()
     e = torch.as_tensor(noise_rate, dtype=torch.float32, device=rho.device)
     # Bayes' rule in log-odds: those of the label are the prior's plus the evidence's. The prior's are infinite at
-    # e = 0, which makes c exactly 1 there, and no finite rho overflows.
-    confidence = torch.sigmoid(torch.log1p(-e) - torch.log(e) + rho / temperature)
+    # e = 0, which makes c exactly 1 there as long as the evidence is finite.
+    evidence = (rho / temperature).clamp(-LARGEST_EVIDENCE, LARGEST_EVIDENCE)
+    confidence = torch.sigmoid(torch.log1p(-e) - torch.log(e) + evidence)
     return confidence / (1.0 - e)
 
 
@@ -160,6 +164,8 @@ def capo_loss(
     Raises:
         ValueError: shapes that differ or are not (B,), or a hyper-parameter out of its range.
     """
+    if not 0.0 < beta < float("inf"):
+        raise ValueError(f"beta={beta} must be a positive, finite number (units of reward per nat)")
     rho = relative_reward(chosen_logratios, rejected_logratios, beta=beta)
     scale = confidence_scale(rho, noise_rate=noise_rate, temperature=temperature)
     return scale * -F.logsigmoid(rho), scale
@@ -175,7 +181,8 @@ def update_noise_rate(noise_rate: Tensor, doubt: Tensor, pairs: Tensor, pairs_se
     Args:
         noise_rate: the estimate that the doubts were computed with, in [0.005, 0.5]; any shape.
         doubt: sum of 1 - c over the pairs of the step; same shape.
-        pairs: how many pairs the step has; same shape. No pairs leave the estimate where it is.
+        pairs: how many pairs the step has; same shape. No pairs leave the estimate where it is, and so does a doubt
+            that is not finite: one batch that overflowed must not end the estimate.
         pairs_seen: how many pairs the estimate had seen before; same shape.
 
     Returns:
@@ -183,4 +190,5 @@ def update_noise_rate(noise_rate: Tensor, doubt: Tensor, pairs: Tensor, pairs_se
     """
     memory = (NOISE_RATE_MEMORY_SHARE * pairs_seen).clamp(min=NOISE_RATE_MEMORY)
     suggested = doubt / pairs.clamp(min=1)
+    suggested = torch.where(suggested.isfinite(), suggested, noise_rate)
     return (noise_rate - torch.expm1(-pairs / memory) * (suggested - noise_rate)).clamp(*NOISE_RATE_RANGE)

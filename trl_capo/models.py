@@ -8,10 +8,18 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trl_capo.scoring import prepare_for_scoring
+
+logger = get_logger(__name__)
+
+
+def processes() -> PartialState:
+    """The processes that share the work; on CPUs they must be told so, or each would take itself for alone."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 @dataclass
@@ -68,6 +76,10 @@ def load_model(args: Any) -> LoadedModel:
     if adapter is not None:
         check_model_path(adapter, "adapter", adapter=True)
     model = _load_base(name, args)
+    if args.adapter is not None:
+        trained_on = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+        if trained_on and Path(trained_on).name != Path(name).name:
+            logger.warning(f"the adapter {adapter!r} was trained on {trained_on!r} and is put on {name!r}")
     if adapter is None:
         return LoadedModel(name, model, _load_tokenizer(name, args, model))
     tokenizer = _load_tokenizer(adapter if (Path(adapter) / "tokenizer_config.json").is_file() else name, args, model)
@@ -102,7 +114,7 @@ def _load_base(name: str, args: Any) -> Any:
         dtype=args.dtype if args.dtype == "auto" else getattr(torch, args.dtype),
         quantization_config=quantization,
         trust_remote_code=args.trust_remote_code,
-        device_map={"": PartialState().device},
+        device_map={"": processes().device},
     )
     return prepare_for_scoring(model)
 

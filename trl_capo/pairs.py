@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 
-from trl_capo.groups import column_names, group_label, group_labels, resolve_group_column
+from trl_capo.groups import column_names, find_groups, group_label, resolve_group_column
 
 PAIR = "capo_pair"
 LABEL = "capo_group"
@@ -33,6 +33,7 @@ class PairIndex:
         self.group_column = group_column
         self.labels: list[str] = []
         self._number_of: dict[str, int] = {}
+        self._first_of: dict[tuple[str, int], int] = {}  # the first number of every data set, by its fingerprint
         self._groups = torch.empty(0, dtype=torch.long)  # of every numbered pair
 
     def number(self, datasets: Any, name: str) -> Any:
@@ -48,12 +49,23 @@ class PairIndex:
         return self._number_rows(datasets, name) if isinstance(datasets, Dataset) else datasets
 
     def _number_rows(self, dataset: Dataset, name: str) -> Dataset:
+        key = (dataset._fingerprint, len(dataset))
         dataset = dataset.remove_columns([column for column in COLUMNS if column in dataset.column_names])
-        column = resolve_group_column(dataset.column_names, self.group_column, name)
-        groups = [-1] * len(dataset) if column is None else self._numbers(group_labels(dataset, column, name))
-        first = len(self._groups)
-        self._groups = torch.cat([self._groups, torch.tensor(groups, dtype=torch.long)])
-        return dataset.add_column(PAIR, list(range(first, first + len(dataset))))
+        if key not in self._first_of:
+            _, labels = find_groups(dataset, self.group_column, name)
+            groups = [-1] * len(dataset) if labels is None else self._numbers(labels)
+            self._first_of[key] = len(self._groups)
+            self._groups = torch.cat([self._groups.cpu(), torch.tensor(groups, dtype=torch.long)])
+        # A map, as TRL prepares data: adding a column would first rewrite a shuffled data set row by row. The same
+        # numbers for the same data keep the caches of what TRL computes from them.
+        with PartialState().main_process_first():
+            return dataset.map(
+                _number_batch,
+                with_indices=True,
+                batched=True,
+                fn_kwargs={"first": self._first_of[key]},
+                desc=f"Numbering {name}",
+            )
 
     def _number_stream(self, dataset: IterableDataset, name: str) -> IterableDataset:
         column = resolve_group_column(column_names(dataset), self.group_column, name)
@@ -84,6 +96,10 @@ class PairIndex:
         if accelerator.num_processes > 1:
             self._numbers(gather_object(sorted(set(labels))))
         return torch.tensor(self._numbers(labels), device=accelerator.device)
+
+
+def _number_batch(batch: Mapping[str, list], indices: list[int], first: int) -> dict[str, list[int]]:
+    return {PAIR: [first + index for index in indices]}
 
 
 def _add_label(row: Mapping[str, Any], column: str, name: str) -> dict[str, str]:

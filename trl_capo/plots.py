@@ -86,7 +86,8 @@ def plot_margins(labels: Sequence[str] | None, margins: dict[str, np.ndarray | N
         capprops={"color": "0.4"},
     )
     axes.axvline(0, color="0.4", linestyle=":", linewidth=1)
-    axes.set_xlabel(f"margin in units of reward: median, quartiles, 5 to 95 % ({name})")
+    shown = name if len(name) <= 60 else f"…{name[-59:]}"
+    axes.set_xlabel(f"margin in units of reward: median, quartiles, 5 to 95 %\n{shown}", fontsize=9)
     return [_save(figure, path)]
 
 

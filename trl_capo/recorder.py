@@ -3,6 +3,7 @@
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import TrainerCallback
 
 from trl_capo.metrics import PairWindow, group_metrics
 from trl_capo.pairs import PairIndex
@@ -20,8 +21,8 @@ def pair_rows(rewards: tuple[Tensor, Tensor], logps: tuple[Tensor, Tensor], rho:
     return torch.stack([value.detach().float() for value in [*ranked, *logps, *capo]], dim=1)
 
 
-class PairRecorder:
-    """Collects the rows of training steps and of evaluations.
+class PairRecorder(TrainerCallback):
+    """Collects the rows of training steps and of evaluations; a training that starts forgets what one before it left.
 
     Args:
         accelerator: whose processes' pairs are put together.
@@ -33,6 +34,9 @@ class PairRecorder:
         self.index = index
         self._step, self._window = _new_window(), _new_window()
         self._evaluated: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self._step, self._window = _new_window(), _new_window()
 
     def add_training(self, rows: Tensor, groups: Tensor) -> PairWindow | None:
         """Add a micro-batch; with the last one of an optimiser step, return the whole step, of all processes."""
@@ -57,12 +61,11 @@ class PairRecorder:
 
     def add_evaluation(self, rows: Tensor, groups: Tensor, pairs: Tensor | None) -> None:
         """Add a batch of all processes. Streams have no pair numbers, so Accelerate must tell what it padded."""
-        gathered = self.accelerator.gather_for_metrics((rows, groups)) if pairs is None else None
-        if gathered is None:
-            rows, groups, pairs = self.accelerator.gather((rows, groups, pairs))
-            self._evaluated.append((rows, groups, pairs))
+        if pairs is None:
+            rows, groups = self.accelerator.gather_for_metrics((rows, groups))
         else:
-            self._evaluated.append((*gathered, None))
+            rows, groups, pairs = self.accelerator.gather((rows, groups, pairs))
+        self._evaluated.append((rows, groups, pairs))
 
     def take_evaluation(self) -> dict[str, float]:
         """The metrics of the evaluated pairs, each counted once."""

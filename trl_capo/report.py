@@ -11,6 +11,7 @@ import numpy as np
 
 from trl_capo.plots import MEASURES, plot_accuracy, plot_margins
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SUMMARIES = {"overall": "all pairs", "macro": "macro mean"}
 
 
@@ -61,7 +62,7 @@ def model_table(model: dict[str, Any], group_name: str) -> list[list[str]]:
 def difference_table(differences: dict[str, Any], group_name: str) -> list[list[str]]:
     """Rows of the comparison, the header first: a column a model, `*` where the interval excludes no difference."""
     first = next(iter(differences.values()))
-    rows = [[group_name, *(f"{name} - {first['against']}" for name in differences)]]
+    rows = [[group_name, *(f"{letter} - A" for letter in LETTERS[1 : 1 + len(differences)])]]
 
     def cell(found: dict[str, Any]) -> str:
         low, high = found["interval_95"]
@@ -100,6 +101,7 @@ def notes(figures: dict[str, Any]) -> list[str]:
     if figures["differences"]:
         measure = MEASURES[next(iter(figures["differences"].values()))["measure"]]
         lines.append(f"Differences: {measure}, in points, on the same pairs; * where the 95 % interval excludes 0.")
+        lines += [f"{letter}: {name}" for letter, name in zip(LETTERS, figures["models"], strict=False)]
     return lines
 
 
@@ -114,29 +116,33 @@ def print_evaluation(figures: dict[str, Any]) -> None:
     """Print the tables to the terminal."""
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     for title, rows in _tables(figures):
         table = Table(
-            title=title,
+            title=Text(title),
             title_justify="left",
             title_style="bold",
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        table.add_column(rows[0][0], overflow="fold")
+        table.add_column(Text(rows[0][0]), overflow="fold")
         for heading, *cells in list(zip(*rows, strict=True))[1:]:
             width = max(len(line) for cell in (heading, *cells) for line in cell.split("\n"))
-            table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+            table.add_column(Text(heading), justify="right", no_wrap=True, min_width=width)
         summaries = {"all pairs", "macro mean", "worst group"}
         for index, row in enumerate(rows[1:], start=1):
             last_group = row[0] not in summaries and index + 1 < len(rows) and rows[index + 1][0] == "all pairs"
-            table.add_row(*row, end_section=last_group)
-        console.print(table)
+            table.add_row(*map(Text, row), end_section=last_group)
+        # A terminal that is too narrow breaks lines, which loses no number; a squeezed table would.
+        width = max(console.width, Measurement.get(console, console.options, table).minimum)
+        Console(width=width).print(table)
     for line in notes(figures):
-        console.print(line, highlight=False)
+        console.print(Text(line))
 
 
 def _tables(figures: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:

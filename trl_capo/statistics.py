@@ -139,9 +139,10 @@ def model_figures(
 
 
 def model_differences(labels: Sequence[str] | None, scores: dict[str, dict], seed: int) -> dict[str, Any]:
-    """Every model against the first, by reward accuracy, or by reference-free accuracy where one has no reference."""
+    """Every model against the first, by reward accuracy, or by reference-free accuracy where one of them has none."""
     baseline, *others = scores
-    key = "normalised" if any(score["margins"] is None for score in scores.values()) else "margins"
+    known = all(score["margins"] is not None and score["margins"].any() for score in scores.values())
+    key = "margins" if known else "normalised"
     results = {}
     for name in others:
         found = paired_differences(labels, scores[baseline][key] > 0, scores[name][key] > 0, seed=seed)

@@ -9,7 +9,11 @@ one message and exit code 2, before a model is loaded; what fails while training
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
+from accelerate.logging import get_logger
+from safetensors import SafetensorError
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -25,6 +29,8 @@ from trl_capo.config import CAPOConfig
 from trl_capo.data import load_preference_data, select_split
 from trl_capo.models import check_model_path
 from trl_capo.trainer import CAPOTrainer
+
+logger = get_logger(__name__)
 
 ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig)
 
@@ -47,7 +53,10 @@ def build_trainer(
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
     check_model_path(model_args.model_name_or_path)
+    _check_resume(training_args)
     if dataset_args.datasets:
+        if script_args.dataset_name:
+            logger.warning("dataset_name is not used, because `datasets` is given.")
         splits = get_dataset(dataset_args)
     elif script_args.dataset_name:
         splits = load_preference_data(
@@ -73,9 +82,18 @@ def build_trainer(
     )
     if script_args.ignore_bias_buffers:
         trainer.model._ddp_params_and_buffers_to_ignore = [
-            name for name, buffer in trainer.model.named_buffers() if not buffer.is_floating_point()
+            name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool
         ]
     return trainer
+
+
+def _check_resume(training_args: CAPOConfig) -> None:
+    """`true` and `false` on a command line mean the last checkpoint, and none; a path must be a folder."""
+    named = training_args.resume_from_checkpoint
+    if isinstance(named, str) and named.lower() in ("true", "false"):
+        training_args.resume_from_checkpoint = named.lower() == "true"
+    elif isinstance(named, str) and not Path(named).is_dir():
+        raise ValueError(f"resume_from_checkpoint={named!r}: there is no such folder.")
 
 
 def train(trainer: CAPOTrainer, *, dataset_name: str | None = None) -> None:
@@ -92,10 +110,15 @@ def train(trainer: CAPOTrainer, *, dataset_name: str | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one process of a training; returns the exit code."""
+    output, existed = None, True
     try:
         parsed = parse_alone(sys.argv[1:] if argv is None else argv, make_parser())
+        output = Path(parsed[1].output_dir)
+        existed = output.exists()
         trainer = build_trainer(*parsed)
-    except (ValueError, NotImplementedError, OSError) as error:
+    except (ValueError, NotImplementedError, OSError, SafetensorError) as error:
+        if not existed and output.is_dir() and not any(output.iterdir()):
+            output.rmdir()  # the trainer had made it when it failed
         if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake
             print(f"trl-capo train: error: {error}", file=sys.stderr)
         return 2

@@ -8,18 +8,19 @@ forward a step, as in DPO; every other term of the loss stays as it was.
 """
 
 import contextlib
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import trl
+from datasets import IterableDataset
 from torch import Tensor
 from trl import DPOTrainer
 
-from trl_capo.config import CAPOConfig
-from trl_capo.data import check_preference_data
+from trl_capo.citation import PAPER
+from trl_capo.config import CAPOConfig, sigmoid_weight
+from trl_capo.data import check_preference_data, refuse_empty
 from trl_capo.losses import confidence_scale, relative_reward, sequence_log_probs
 from trl_capo.noise_rate import NoiseRateEstimate
 from trl_capo.pairs import COLUMNS, LABEL, PAIR, PairCollator, PairIndex
@@ -63,19 +64,7 @@ class CAPOTrainer(DPOTrainer):
 
     _tag_names = ["trl", "capo"]
     _name = "CAPO"
-    _paper = {
-        "title": "CAPO: Confidence Aware Preference Optimization Learning for Multilingual Preferences",
-        "id": "2511.07691",
-        "citation": textwrap.dedent("""\
-            @inproceedings{pokharel2025capo,
-                title     = {{CAPO: Confidence Aware Preference Optimization Learning for Multilingual Preferences}},
-                author    = {Rhitabrat Pokharel and Yufei Tao and Ameeta Agrawal},
-                year      = 2025,
-                booktitle = {Findings of the Association for Computational Linguistics: IJCNLP-AACL 2025},
-                pages     = {1144--1156},
-                url       = {https://arxiv.org/abs/2511.07691},
-            }"""),
-    }
+    _paper = PAPER
 
     def __init__(
         self,
@@ -119,14 +108,22 @@ class CAPOTrainer(DPOTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        refuse_empty(args.max_length, train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
+        self._capo_noise_rate, self._capo_temperature = args.noise_rate, args.confidence_temperature
         if args.noise_rate == "auto":
             self.add_callback(NoiseRateEstimate(args.noise_rate_prior))
-        self._capo_sigmoid_weight = sum(
-            weight for name, weight in zip(self.loss_types, self.loss_weights, strict=True) if name == "sigmoid"
-        )
+        self._capo_sigmoid_weight = sigmoid_weight(args)
         self.data_collator = PairCollator(self.data_collator)
         self._capo_recorder = PairRecorder(self.accelerator, self._capo_index)
+        self.add_callback(self._capo_recorder)
+        self._capo_keep_streams_local(eval_dataset)
         self._capo_agrees_with_trl = False
+
+    def _capo_keep_streams_local(self, datasets: Any) -> None:
+        """Let every process read streams itself, as TRL does in training: dispatched batches can hold only tensors."""
+        parts = datasets.values() if isinstance(datasets, Mapping) else [datasets]
+        if any(isinstance(part, IterableDataset) for part in parts):
+            self.accelerator.dataloader_config.dispatch_batches = False
 
     @property
     def _capo_estimate(self) -> NoiseRateEstimate | None:
@@ -160,9 +157,9 @@ class CAPOTrainer(DPOTrainer):
         pair_losses = -F.logsigmoid(rho)
         self._capo_check_agreement(dpo_loss, pair_losses)
         estimate = self._capo_estimate
-        noise_rate = self.args.noise_rate if estimate is None else estimate.noise_rate
+        noise_rate = self._capo_noise_rate if estimate is None else estimate.noise_rate
         rate = torch.as_tensor(noise_rate, dtype=rho.dtype, device=rho.device)
-        scale = confidence_scale(rho, noise_rate=rate, temperature=self.args.confidence_temperature)
+        scale = confidence_scale(rho, noise_rate=rate, temperature=self._capo_temperature)
         loss = dpo_loss + self._capo_sigmoid_weight * ((scale - 1.0) * pair_losses).mean()
 
         rewards = tuple(self.beta * logratio for logratio in logratios)
@@ -229,7 +226,12 @@ class CAPOTrainer(DPOTrainer):
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             check_preference_data(eval_dataset=eval_dataset)
             eval_dataset = self._capo_index.number(eval_dataset, "eval_dataset")
+            self._capo_keep_streams_local(eval_dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
+        test_dataset = self._capo_index.number(test_dataset, "test_dataset")
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

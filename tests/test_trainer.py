@@ -1,0 +1,126 @@
+"""What CAPOTrainer keeps over time: the estimate, unfinished steps, caches; and data that only look wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import as_conversation, logged, make_pairs
+from datasets import Dataset, load_dataset
+from transformers import TrainerState
+from trl import DPOTrainer
+
+from trl_capo import CAPOTrainer
+from trl_capo.noise_rate import NoiseRateEstimate
+from trl_capo.pairs import PAIR
+
+
+def test_estimate_comes_back_from_the_state_of_a_checkpoint():
+    """Through JSON, as in trainer_state.json; the pairs seen matter, since they set the estimate's memory."""
+    estimate = NoiseRateEstimate(0.1)
+    for _ in range(300):
+        estimate.update(torch.tensor(6.4), torch.tensor(32.0))
+    state = TrainerState(stateful_callbacks=[estimate])
+    saved = json.loads(json.dumps(state.stateful_callbacks))
+    restored = NoiseRateEstimate(0.3)
+    restored.on_train_begin(None, TrainerState(stateful_callbacks=saved), None)
+    for one in (estimate, restored):
+        one.update(torch.tensor(12.8), torch.tensor(32.0))
+    assert float(restored.pairs_seen) == float(estimate.pairs_seen) == 301 * 32
+    assert float(restored.noise_rate) == float(estimate.noise_rate)
+
+
+def test_a_batch_that_overflowed_does_not_end_the_estimate():
+    estimate = NoiseRateEstimate(0.2)
+    estimate.update(torch.tensor(float("nan")), torch.tensor(8.0))
+    assert float(estimate.noise_rate) == pytest.approx(0.2)
+
+
+def test_an_unfinished_step_is_forgotten_when_a_training_starts(model_dir, pairs, make_args):
+    """A micro-batch of 4 recorded before it (as when memory ran out) must not count: 2 steps of 2 x 4 are 16 pairs."""
+    args = make_args(gradient_accumulation_steps=2, max_steps=2)
+    trainer = CAPOTrainer(model_dir, args=args, train_dataset=pairs)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    trainer.accelerator.gradient_state._set_sync_gradients(False)
+    trainer.compute_loss(trainer.model, dict(batch))
+    trainer.train()
+    assert float(trainer._capo_estimate.pairs_seen) == 16
+
+
+def test_second_training_goes_on_with_the_estimate(model_dir, pairs, make_args):
+    trainer = CAPOTrainer(model_dir, args=make_args(max_steps=3), train_dataset=pairs)
+    trainer.train()
+    before = float(trainer._capo_estimate.noise_rate)
+    trainer.train()
+    assert logged(trainer, "capo/noise_rate")[-3] == pytest.approx(before)
+
+
+def test_options_changed_after_construction_do_not_reach_the_loss(model_dir, pairs, make_args):
+    trainer = CAPOTrainer(model_dir, args=make_args(noise_rate=0.2, max_steps=1), train_dataset=pairs)
+    trainer.args.noise_rate = 0.9
+    trainer.train()
+    assert logged(trainer, "capo/noise_rate") == [pytest.approx(0.2)]
+
+
+def test_evaluating_the_same_data_again_uses_what_was_computed(model_dir, pairs, make_args, monkeypatch, tmp_path):
+    """Data from a file, as `datasets` caches only those; 8 pairs in batches of 4 are two reference forwards, once."""
+    make_pairs(8).to_json(tmp_path / "pairs.jsonl")
+    dataset = load_dataset("json", data_files=str(tmp_path / "pairs.jsonl"), split="train", cache_dir=str(tmp_path))
+    args = make_args(precompute_ref_log_probs=True)
+    trainer = CAPOTrainer(model_dir, args=args, train_dataset=pairs.select(range(4)))
+    calls = []
+    original = DPOTrainer.compute_ref_log_probs
+    monkeypatch.setattr(
+        DPOTrainer, "compute_ref_log_probs", lambda self, *rest: calls.append(1) or original(self, *rest)
+    )
+    first, second = trainer.evaluate(dataset), trainer.evaluate(dataset)
+    assert len(calls) == 2
+    assert first["eval_rewards/accuracies"] == second["eval_rewards/accuracies"]
+
+
+def test_prediction_on_data_that_another_trainer_numbered_counts_every_pair(model_dir, pairs, make_args):
+    other = CAPOTrainer(model_dir, args=make_args(), train_dataset=pairs)
+    trainer = CAPOTrainer(model_dir, args=make_args(), train_dataset=pairs.select(range(4)))
+    numbered = other.train_dataset.select([20, 20, 21])
+    assert numbered[PAIR][:] == [20, 20, 21]
+    metrics = trainer.predict(numbered).metrics
+    expected = [{0: "de", 1: "sw", 2: "日本"}[index % 3] for index in (20, 21)]
+    assert all(f"test_rewards/accuracies/{label}" in metrics for label in expected)
+
+
+def test_answers_that_are_tool_calls_are_no_bad_data(model_dir, make_args):
+    call = {"type": "function", "function": {"name": "say", "arguments": "{}"}}
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Do {index}"}],
+            "chosen": [{"role": "assistant", "content": None, "tool_calls": [call]}],
+            "rejected": [{"role": "assistant", "content": "no", "tool_calls": None}],
+        }
+        for index in range(4)
+    ]
+    trainer = CAPOTrainer(model_dir, args=make_args(max_steps=1), train_dataset=Dataset.from_list(rows))
+    trainer.train()
+    assert len(logged(trainer, "loss")) == 1
+
+
+def test_a_language_column_that_names_no_groups_is_left_alone_unless_asked_for(model_dir, make_args, caplog):
+    rows = [{**row, "language": [row["language"], "en"]} for row in make_pairs(4)]
+    dataset = Dataset.from_list(rows)
+    trainer = CAPOTrainer(model_dir, args=make_args(max_steps=1), train_dataset=dataset)
+    trainer.train()
+    assert not any("rewards/accuracies/macro" in entry for entry in trainer.state.log_history)
+    with pytest.raises(ValueError, match=r"group_column='language'.*4 rows.*list"):
+        CAPOTrainer(model_dir, args=make_args(group_column="language"), train_dataset=dataset)
+
+
+def test_a_max_length_that_leaves_no_pair_is_named(model_dir, pairs, make_args):
+    with pytest.raises(ValueError, match="max_length=3: every prompt of train_dataset"):
+        CAPOTrainer(model_dir, args=make_args(max_length=3), train_dataset=pairs.map(as_conversation))
+
+
+def test_model_card_names_the_method_and_cites_the_paper(model_dir, pairs, make_args):
+    trainer = CAPOTrainer(model_dir, args=make_args(), train_dataset=pairs)
+    trainer.create_model_card()
+    card = Path(trainer.args.output_dir, "README.md").read_text(encoding="utf-8")
+    assert all(part in card for part in ("2511.07691", "pokharel2025capo", "CAPO"))
