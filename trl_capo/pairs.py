@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor
@@ -58,14 +58,13 @@ class PairIndex:
             self._groups = torch.cat([self._groups.cpu(), torch.tensor(groups, dtype=torch.long)])
         # A map, as TRL prepares data: adding a column would first rewrite a shuffled data set row by row. The same
         # numbers for the same data keep the caches of what TRL computes from them.
-        with PartialState().main_process_first():
-            return dataset.map(
-                _number_batch,
-                with_indices=True,
-                batched=True,
-                fn_kwargs={"first": self._first_of[key]},
-                desc=f"Numbering {name}",
-            )
+        return dataset.map(
+            _number_batch,
+            with_indices=True,
+            batched=True,
+            fn_kwargs={"first": self._first_of[key]},
+            desc=f"Numbering {name}",
+        )
 
     def _number_stream(self, dataset: IterableDataset, name: str) -> IterableDataset:
         column = resolve_group_column(column_names(dataset), self.group_column, name)
