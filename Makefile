@@ -9,18 +9,23 @@ BIN := .venv/bin
 # Two busy threads that spin while they wait for each other's process make everything beside them crawl.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-gpu check clean
+.PHONY: demo test check clean
 
+# What is there and was made with the same model, data and configs is used again.
 demo: .venv/demo-$(DEMO_MODEL)
 	$(BIN)/python scripts/build_demo.py --model $(DEMO_MODEL)
+	@$(MAKE) --no-print-directory demo/output/metrics.json
+	@echo "Table: demo/output/report.md. Plots: demo/output/accuracy.png, margins.png. Adapter: demo/output."
+
+demo/trained: configs/quickstart.yaml demo/model/.build.json demo/data/.build.json
 	$(BIN)/trl-capo train --config configs/quickstart.yaml $(TRAIN_OPTIONS_$(DEMO_MODEL))
+	touch $@
+
+demo/output/metrics.json: configs/quickstart_evaluate.yaml demo/trained
 	$(BIN)/trl-capo evaluate --config configs/quickstart_evaluate.yaml
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2
-
-test-gpu: .venv/test
-	$(BIN)/python -m pytest -m gpu
 
 check: .venv/test
 	$(BIN)/ruff check .

@@ -130,7 +130,8 @@ def print_evaluation(figures: dict[str, Any]) -> None:
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        table.add_column(Text(rows[0][0]), overflow="fold")
+        longest = max(len(row[0]) for row in rows)
+        table.add_column(Text(rows[0][0]), overflow="fold", min_width=min(longest, 24))
         for heading, *cells in list(zip(*rows, strict=True))[1:]:
             width = max(len(line) for cell in (heading, *cells) for line in cell.split("\n"))
             table.add_column(Text(heading), justify="right", no_wrap=True, min_width=width)
