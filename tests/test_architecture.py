@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
     ["losses", "metrics", "statistics", "plots", "citation"],
-    ["groups", "config", "arguments"],
+    ["groups", "config", "arguments", "evaluate_arguments"],
     ["data", "pairs", "noise_rate", "scoring", "models"],
     ["recorder", "report"],
     ["trainer"],

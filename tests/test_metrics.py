@@ -40,6 +40,11 @@ def test_cutting_into_batches_changes_nothing(cuts):
         assert means["b"] == pytest.approx(rows[np.array(groups) == group, 1].mean(), rel=1e-5)
 
 
+def test_a_value_that_is_not_finite_stays_in_its_group():
+    _, groups = filled([[1.0, 2.0], [float("nan"), float("inf")]], [0, 1], 2).means()
+    assert groups[0] == {"a": 1, "b": 2}
+
+
 def test_windows_of_processes_are_put_together():
     parts = [filled([[1.0, 2.0]], [0], 2), filled([[3.0, 9.0], [8.0, -1.0]], [1, 1], 2)]
     together = PairWindow(["a", "b"], extremes=["b"])

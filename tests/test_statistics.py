@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from trl_capo.statistics import by_group, macro_and_worst, paired_differences, summarise, wilson_interval
+from trl_capo.statistics import by_group, macro_and_worst, paired_differences, sign_test, summarise, wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "total"), [(0, 1), (1, 1), (0, 40), (40, 40), (3, 5), (50, 100), (719, 1436)])
@@ -69,6 +69,19 @@ def test_difference_is_found_where_it_is_and_only_there():
     assert (x["difference"], x["beyond_chance"]) == (pytest.approx(0.3), True)
     assert (y["difference"], y["interval_95"], y["beyond_chance"]) == (0.0, [0.0, 0.0], False)
     assert found["summary", "overall"]["difference"] == found["summary", "macro"]["difference"] == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(1, 0), (4, 0), (6, 0), (5, 5), (30, 12)])
+def test_sign_test_is_scipys(wins, losses):
+    assert sign_test(wins, losses) == pytest.approx(binomtest(wins, wins + losses).pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize(("wins", "marked"), [(1, False), (4, False), (6, True)])
+def test_few_pairs_are_not_beyond_chance(wins, marked):
+    """Of 100 pairs, so many won and none lost: p = 2 / 2^wins is 1, 0.125 and 0.031."""
+    baseline = np.zeros(100, dtype=bool)
+    other = np.arange(100) < wins
+    assert paired_differences(["g"] * 100, baseline, other)["group", "g"]["beyond_chance"] is marked
 
 
 def test_interval_is_that_of_resampling_the_pairs_themselves():

@@ -9,7 +9,7 @@ GPUs, or call `evaluate` from Python. Text only: vision data are refused.
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
@@ -22,74 +22,12 @@ from trl import TrlParser
 from trl_capo import __version__
 from trl_capo.arguments import parse_alone
 from trl_capo.data import check_preference_data, load_preference_data, select_split
-from trl_capo.groups import find_groups, parse_group_column
+from trl_capo.evaluate_arguments import EvaluateArguments
+from trl_capo.groups import find_groups
 from trl_capo.models import LoadedModel, load_model, load_reference, processes
 from trl_capo.report import check_available, print_evaluation, write_evaluation
 from trl_capo.scoring import TokenisedPair, completion_log_probs, tokenise_all
 from trl_capo.statistics import model_differences, model_figures
-
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-
-
-@dataclass
-class EvaluateArguments:
-    """What to evaluate, on which pairs, against which reference."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A model: hub name, checkpoint folder or LoRA folder (whose base is found)."}
-    )
-    adapter: str | None = field(default=None, metadata={"help": "A LoRA folder to put on the model, the reference."})
-    compare: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Several models side by side, in place of one; the first is the baseline."},
-    )
-    ref_model: str | None = field(
-        default=None, metadata={"help": "The reference of the rewards. A LoRA's base is its own reference."}
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "Pairs: hub name, local folder or file."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_split: str = field(default="test", metadata={"help": "Which split to evaluate on."})
-    group_column: str | None = field(
-        default="auto",
-        metadata={"help": "Column of the groups; 'auto': `language` where there is one; 'none': no groups."},
-    )
-    also_by: list[str] = field(
-        default_factory=list, metadata={"help": "Further columns whose groups get a line each, below the others."}
-    )
-    beta: float = field(default=0.1, metadata={"help": "Units of reward per nat; scales margins, not accuracies."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Pairs a batch."})
-    max_length: int | None = field(default=1024, metadata={"help": "Longer sequences are cut at the end, in tokens."})
-    dtype: str = field(
-        default="auto", metadata={"help": "'auto' (the checkpoint's), 'bfloat16', 'float16', 'float32'."}
-    )
-    load_in_4bit: bool = field(default=False, metadata={"help": "Load models in 4 bits (bitsandbytes NF4)."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the hub."})
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Where metrics.json, report.md and the plots go; without it, only the terminal."},
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the bootstrap resampling."})
-
-    def __post_init__(self) -> None:
-        self.group_column = parse_group_column(self.group_column)
-
-    def _check(self) -> None:
-        """Raise one ValueError that names every problem."""
-        problems = []
-        if bool(self.model_name_or_path) == bool(self.compare):
-            problems.append("give either model_name_or_path, for one model, or compare, for several.")
-        if not self.dataset_name:
-            problems.append("dataset_name is missing: give a hub name, folder or file.")
-        if not 0 < self.beta < float("inf"):
-            problems.append(f"beta={self.beta}: give a positive number, that of the training.")
-        if self.per_device_eval_batch_size < 1:
-            problems.append(f"per_device_eval_batch_size={self.per_device_eval_batch_size}: give 1 or more.")
-        if self.max_length is not None and self.max_length < 2:
-            problems.append(f"max_length={self.max_length}: give 2 or more, or none.")
-        if self.dtype not in DTYPES:
-            problems.append(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}.")
-        if problems:
-            raise ValueError(" ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -164,6 +102,11 @@ class _Scorer:
         kept = np.array([pair is not None for pair in tokenised])
         pairs = [pair for pair in tokenised if pair is not None]
         policy, lengths = self._score(loaded, pairs)
+        broken = int((~np.isfinite(policy)).any(axis=1).sum())
+        if broken:
+            raise ValueError(
+                f"{name!r} gives {broken:,} of {len(pairs):,} pairs a log-probability that is not finite."
+            )
         reference_name, reference = args.ref_model or loaded.base_name, None
         if reference_name is not None:
             known_pairs, reference = self._references.get(reference_name, (None, None))

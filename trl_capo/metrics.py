@@ -41,7 +41,7 @@ class PairWindow:
         counted = torch.cat([torch.ones_like(rows[:, :1]), rows], dim=1)
         member = groups == torch.arange(group_count, device=rows.device)[:, None]
         # A sum of masked rows, not an indexed addition: its order, and so its last bits, are the same in every run.
-        by_group = (member[:, :, None] * counted).sum(dim=1)
+        by_group = torch.where(member[:, :, None], counted, 0.0).sum(dim=1)
         bounded = rows[:, self._columns]
         self._merge(torch.cat([counted.sum(dim=0, keepdim=True), by_group]), torch.cat([-bounded, bounded], 1).amax(0))
 

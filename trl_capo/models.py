@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trl_capo.scoring import prepare_for_scoring
@@ -88,7 +89,23 @@ def load_model(args: Any) -> LoadedModel:
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"the adapter {adapter!r} does not fit the base {name!r}: {reason}") from error
+    _refuse_partial(adapter, name, model)
     return LoadedModel(adapter, model, tokenizer, base_name=name)
+
+
+def _refuse_partial(adapter: str, base: str, model: PeftModel) -> None:
+    """PEFT loads what fits of an adapter and warns of the rest, but a part of it is not what was asked for."""
+    file = Path(adapter) / "adapter_model.safetensors"
+    if not file.is_file():
+        return
+    with safe_open(file, framework="pt") as tensors:
+        saved = {key for key in tensors.keys() if "lora_" in key}  # noqa: SIM118
+    loaded = {key for key in get_peft_model_state_dict(model, save_embedding_layers=False) if "lora_" in key}
+    if saved != loaded:
+        raise ValueError(
+            f"the adapter {adapter!r} does not fit the base {base!r}: {len(loaded - saved)} matrices are missing and "
+            f"{len(saved - loaded)} have no place."
+        )
 
 
 def load_reference(args: Any, policy_name: str, vocabulary: dict[str, int]) -> LoadedModel:

@@ -23,6 +23,9 @@ def _figure(groups: Sequence[str], lines_per_group: float) -> tuple[Any, Any]:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_yticks(range(len(groups)), [group if len(group) <= 30 else group[:29] + "…" for group in groups])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)  # a `$` in a name is a character
+    axes.xaxis.label.set_parse_math(False)
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.grid(axis="x", color="0.85")
     axes.set_axisbelow(True)
@@ -59,7 +62,9 @@ def plot_accuracy(figures: dict[str, Any], path: Path) -> list[Path]:
     axes.axhline(len(groups) - 1.5, color="0.7", linewidth=0.8)
     axes.set_xlabel(f"{MEASURES[key]} with 95 % interval (dotted: chance)")
     if len(models) > 1:
-        figure.legend(loc="outside upper center", fontsize=8, ncols=1, frameon=False)
+        legend = figure.legend(loc="outside upper center", fontsize=8, ncols=1, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return [_save(figure, path)]
 
 

@@ -78,7 +78,8 @@ class PairRecorder(TrainerCallback):
             first = _first_occurrences(torch.cat(pairs).cpu())
             rows, groups = rows[first], groups[first]
         window = _new_window()
-        window.add(rows, groups, len(self.index.labels))
+        for some_rows, some_groups in zip(rows.split(4096), groups.split(4096), strict=True):
+            window.add(some_rows, some_groups, len(self.index.labels))
         overall, by_group = window.means()
         return overall | group_metrics(by_group, self.index.labels)
 

@@ -169,7 +169,7 @@ def write_evaluation(
     lines += [f"![{plot.stem} per group]({plot.name})" for plot in plots]
     lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in figures["versions"].items()) + "."]
     _write(folder / "report.md", "\n".join(lines) + "\n")
-    _write(folder / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    _write(folder / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _markdown(rows: list[list[str]]) -> str:

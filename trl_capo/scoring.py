@@ -95,7 +95,8 @@ def completion_log_probs(
     scores = np.zeros(len(sequences))
     for batch, log_probs in gather_object(done):
         scores[batch] = log_probs
-    lengths = np.array([len(ids) - start for ids, start in sequences])
+    # Without a prompt the first token has nothing before it that could predict it.
+    lengths = np.array([len(ids) - max(start, 1) for ids, start in sequences])
     return scores.reshape(-1, 2), lengths.reshape(-1, 2)
 
 

@@ -88,7 +88,8 @@ def paired_differences(
 
     Returns:
         For every group, `"overall"` and `"macro"` (under `("group", name)` or `("summary", name)`): `difference`,
-        `interval_95`, and `beyond_chance` (the interval excludes 0).
+        `interval_95`, and `beyond_chance`: the interval excludes 0, and for
+        groups and overall the exact sign test gives p < 0.05.
     """
     change = other.astype(int) - baseline.astype(int)
     generator = np.random.default_rng(seed)
@@ -104,11 +105,21 @@ def paired_differences(
     return results
 
 
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value of the exact sign test, which on paired outcomes is McNemar's exact test."""
+    total = wins + losses
+    tail = sum(math.comb(total, count) for count in range(min(wins, losses) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
 def _bootstrap(values: np.ndarray, resamples: int, generator: np.random.Generator) -> tuple[dict, np.ndarray]:
     shares = np.array([(values == outcome).mean() for outcome in (-1, 0, 1)])
     counts = generator.multinomial(len(values), shares, size=resamples)
     drawn = (counts[:, 2] - counts[:, 0]) / len(values)
-    return _interval(float(values.mean()), drawn), drawn
+    result = _interval(float(values.mean()), drawn)
+    # A bootstrap of few pairs is too sure of itself: the exact sign test on the pairs that differ must agree.
+    result["beyond_chance"] &= sign_test(int((values > 0).sum()), int((values < 0).sum())) < 0.05
+    return result, drawn
 
 
 def _interval(difference: float, drawn: np.ndarray) -> dict:
