@@ -10,9 +10,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from trl_capo import CAPOConfig
 
@@ -56,6 +58,19 @@ def save_tiny_model(folder, seed: int, config=None, architecture=LlamaForCausalL
     architecture(config or tiny_config()).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+def tiny_llava() -> tuple[transformers.LlavaProcessor, transformers.LlavaConfig]:
+    """Processor and config of a tiny vision-language model; the image processor is Pillow's, without torchvision."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    processor = transformers.LlavaProcessor(image_processor, tokenizer, 14, "default", num_additional_image_tokens=1)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = transformers.CLIPVisionConfig(**sizes, image_size=28, patch_size=14, initializer_range=0.5)
+    parts = {"vision_config": vision, "text_config": tiny_config()}
+    config = transformers.LlavaConfig(**parts, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+    return processor, config
 
 
 @pytest.fixture(scope="session")

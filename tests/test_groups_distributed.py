@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from conftest import CPU_ARGUMENTS, byte_tokenizer, logged, tiny_config
+from conftest import CPU_ARGUMENTS, logged, tiny_llava
 from datasets import Dataset
 from pair_oracle import BETA, OPTIONS, Steps, assert_metrics, in_evaluation, make_pool, score_pairs
 from peft import LoraConfig
@@ -22,7 +21,6 @@ from test_distributed import run
 from test_groups import choose_five
 from test_modes import LORA, load, same, token_log_probs, weights
 from transformers import EarlyStoppingCallback, LlavaForConditionalGeneration
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from trl_capo import CAPOConfig, CAPOTrainer
 
@@ -183,14 +181,7 @@ def test_a_resumed_run_logs_the_groups_of_the_uninterrupted_one(make_args, model
 
 def test_pairs_with_images(make_args):
     """A tiny LLaVA; the oracle gives both models the image of each pair by itself."""
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    image_processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    processor = transformers.LlavaProcessor(image_processor, tokenizer, 14, "default", num_additional_image_tokens=1)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = transformers.CLIPVisionConfig(**sizes, image_size=28, patch_size=14, initializer_range=0.5)
-    parts = {"vision_config": vision, "text_config": tiny_config()}
-    config = transformers.LlavaConfig(**parts, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+    processor, config = tiny_llava()
     models, rows, scored = [], [], []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -202,7 +193,7 @@ def test_pairs_with_images(make_args):
         rows[-1]["language"] = group
         inputs = processor(images=image, text=prompt, return_tensors="pt")
         ids, pixels = inputs["input_ids"][0].tolist(), {"pixel_values": inputs["pixel_values"]}
-        texts = [tokenizer.encode(text) for text in answers]
+        texts = [processor.tokenizer.encode(text) for text in answers]
         c, r, rc, rr = (float(token_log_probs(m, ids, text, **pixels).sum()) for m in models for text in texts)
         figures = {"rewards/chosen": BETA * (c - rc), "rewards/rejected": BETA * (r - rr), "logps/chosen": c}
         figures |= {"rewards/margins": (margin := BETA * (c - rc - r + rr)), "rewards/accuracies": float(margin > 0)}

@@ -14,12 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import byte_tokenizer, logged, save_tiny_model, tiny_config
+from conftest import byte_tokenizer, logged, save_tiny_model, tiny_config, tiny_llava
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from PIL import Image
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlavaForConditionalGeneration, TrainerCallback
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo import CAPOTrainer
@@ -214,14 +213,7 @@ def test_synchronised_reference_follows_the_policy(make_args, model_dir, other_m
 
 def test_vision_language_model(make_args):
     """A tiny LLaVA with a Pillow image processor: the oracle gives both models the image of each pair by itself."""
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    image_processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    processor = transformers.LlavaProcessor(image_processor, tokenizer, 14, "default", num_additional_image_tokens=1)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = transformers.CLIPVisionConfig(**sizes, image_size=28, patch_size=14, initializer_range=0.5)
-    parts = {"vision_config": vision, "text_config": tiny_config()}
-    config = transformers.LlavaConfig(**parts, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+    processor, config = tiny_llava()
     models, rows, step = [], [], []
     for seed in (0, 1, 0, 1):
         torch.manual_seed(seed)
@@ -231,7 +223,7 @@ def test_vision_language_model(make_args):
         rows.append({"images": [image], "prompt": prompt, "chosen": color, "rejected": "Well"})
         inputs = processor(images=image, text=prompt, return_tensors="pt")
         ids, pixels = inputs["input_ids"][0].tolist(), inputs["pixel_values"]
-        texts = [tokenizer.encode(text) for text in (color, "Well")]
+        texts = [processor.tokenizer.encode(text) for text in (color, "Well")]
         step.append([token_log_probs(m, ids, text, pixel_values=pixels) for m in models[2:] for text in texts])
     args, data = make_args(**COMMON | {"max_steps": 1}), Dataset.from_list(rows)
     trainer = CAPOTrainer(models[0], models[1], args=args, train_dataset=data, processing_class=processor)

@@ -32,10 +32,6 @@ class LoadedModel:
     tokenizer: Any
     base_name: str | None = None
 
-    @property
-    def has_base(self) -> bool:
-        return self.base_name is not None
-
     @contextlib.contextmanager
     def as_base(self) -> Iterator[None]:
         """Within it, the model is its adapter's base."""
