@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
     ["losses", "metrics", "statistics", "plots", "citation"],
-    ["groups", "config", "arguments", "evaluate_arguments"],
-    ["data", "pairs", "noise_rate", "scoring", "models"],
+    ["groups", "answers", "draws", "config", "arguments", "evaluate_arguments"],
+    ["data", "noise_checks", "noise", "pairs", "noise_rate", "scoring", "models"],
     ["recorder", "report"],
     ["trainer"],
     ["train", "evaluate"],

@@ -78,14 +78,20 @@ def check_preference_data(**datasets: Dataset | IterableDataset | Mapping[str, A
     Raises:
         ValueError: a missing column, no rows, or cells that are neither text nor messages; all in one error.
     """
-    problems = []
+    for warning in refuse_unusable(**datasets):
+        logger.warning(warning)
+
+
+def refuse_unusable(**datasets: Dataset | IterableDataset | Mapping[str, Any] | None) -> list[str]:
+    """As `check_preference_data`, and returns the warnings."""
+    problems, warnings = [], []
     for name, dataset in _named(datasets):
-        found, warnings = _examine(dataset)
+        found, odd = _examine(dataset)
         problems += [f"{name}: {problem}" for problem in found]
-        for warning in warnings:
-            logger.warning(f"{name}: {warning}")
+        warnings += [f"{name}: {warning}" for warning in odd]
     if problems:
         raise ValueError("the preference data cannot be trained on:\n" + "\n".join(f"- {line}" for line in problems))
+    return warnings
 
 
 def refuse_empty(max_length: int | None, **datasets: Dataset | IterableDataset | Mapping[str, Any] | None) -> None:

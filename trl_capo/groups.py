@@ -4,7 +4,6 @@ A group's label is text. Missing values form a group of their own, `(none)`, and
 text nor a number names nothing and is refused with its row.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -66,11 +65,6 @@ def group_labels(dataset: Dataset, column: str, name: str) -> list[str]:
             f"group_column={column!r}: {name} has {len(wrong):,} rows whose value is neither text nor a number (row "
             f"{shown}: {type(values[wrong[0]]).__name__}). Give each pair one group, or choose another column."
         )
-    missing = Counter(labels)[MISSING]
-    if missing:
-        logger.warning(
-            f"{name}: {missing:,} of {len(labels):,} pairs have no {column!r}; they are the group {MISSING!r}"
-        )
     return labels
 
 
@@ -86,12 +80,18 @@ def find_groups(dataset: Dataset, group_column: str | None, name: str) -> tuple[
     if column is None:
         return None, None
     try:
-        return column, group_labels(dataset, column, name)
+        labels = group_labels(dataset, column, name)
     except ValueError as error:
         if group_column != "auto":
             raise
         logger.warning(f"no metrics per group: {error}")
         return None, None
+    missing = labels.count(MISSING)
+    if missing:
+        logger.warning(
+            f"{name}: {missing:,} of {len(labels):,} pairs have no {column!r}; they are the group {MISSING!r}"
+        )
+    return column, labels
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
