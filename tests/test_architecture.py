@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 LAYERS = [
     ["losses", "metrics", "statistics", "plots", "citation"],
     ["groups", "answers", "draws", "config", "arguments", "evaluate_arguments"],
-    ["data", "noise_checks", "noise", "pairs", "noise_rate", "scoring", "models"],
+    ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "scoring", "models"],
     ["recorder", "report"],
     ["trainer"],
-    ["train", "evaluate"],
+    ["train", "evaluate", "noise_command"],
     ["cli"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]

@@ -1,7 +1,7 @@
 """The command `trl-capo`: argument parsing and nothing else.
 
 Each command's arguments are checked here; those that belong to `accelerate launch` are handed to it, and it starts the
-command's module, as `trl dpo` does.
+command's module, as `trl dpo` does. A command that needs no accelerator runs in this process.
 """
 
 import argparse
@@ -12,9 +12,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = {
+LAUNCHED = {
     "train": "train with CAPO; takes the arguments and YAML files of `trl dpo`",
     "evaluate": "measure finished models on preference pairs, per language",
+}
+DIRECT = {
+    "noise": "write a data set with noise of a known kind and amount in its preference pairs",
 }
 
 
@@ -25,10 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="trl-capo", description="Confidence-aware preference optimization (CAPO) for TRL.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, purpose in COMMANDS.items():
+    for name, purpose in (LAUNCHED | DIRECT).items():
         commands.add_parser(name, help=purpose, add_help=False)
     command = parser.parse_known_args(argv)[0].command
-    return _launch(command, argv[argv.index(command) + 1 :])
+    arguments = argv[argv.index(command) + 1 :]
+    if command in DIRECT:
+        return import_module(f"trl_capo.{command}_command").main(arguments)
+    return _launch(command, arguments)
 
 
 def _launch(command: str, arguments: list[str]) -> int:

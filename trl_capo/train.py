@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
+from datasets import Dataset
 from safetensors import SafetensorError
 from trl import (
     DatasetMixtureConfig,
@@ -27,12 +28,15 @@ from trl import (
 from trl_capo.arguments import parse_alone
 from trl_capo.config import CAPOConfig
 from trl_capo.data import load_preference_data, select_split
+from trl_capo.groups import find_groups
 from trl_capo.models import check_model_path
+from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
+from trl_capo.noise_arguments import NoiseArguments
 from trl_capo.trainer import CAPOTrainer
 
 logger = get_logger(__name__)
 
-ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig)
+ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig, NoiseArguments)
 
 
 def make_parser() -> TrlParser:
@@ -46,8 +50,9 @@ def build_trainer(
     training_args: CAPOConfig,
     model_args: ModelConfig,
     dataset_args: DatasetMixtureConfig,
+    noise_args: NoiseArguments | None = None,
 ) -> CAPOTrainer:
-    """Load the data and build the trainer that these arguments describe.
+    """Load the data and build the trainer that these arguments describe; noise is for the training split alone.
 
     Raises:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
@@ -64,6 +69,9 @@ def build_trainer(
         )
     else:
         raise ValueError("no data: give dataset_name (a hub name, folder or file) or a `datasets` mixture.")
+    train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
+    if noise_args is not None and noise_args.inject_noise is not None:
+        train_dataset = _with_noise(train_dataset, noise_args, training_args.group_column)
     evaluated = training_args.eval_strategy != "no"
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -75,7 +83,7 @@ def build_trainer(
     trainer = CAPOTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
-        train_dataset=select_split(splits, script_args.dataset_train_split, "dataset_train_split"),
+        train_dataset=train_dataset,
         eval_dataset=select_split(splits, script_args.dataset_test_split, "dataset_test_split") if evaluated else None,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
@@ -85,6 +93,30 @@ def build_trainer(
             name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool
         ]
     return trainer
+
+
+def _with_noise(dataset: Dataset, args: NoiseArguments, group_column: str | None) -> Dataset:
+    """The training pairs with the noise that was asked for; says how many of each group were changed."""
+    asked = f"inject_noise={args.inject_noise!r}, inject_rate={args.inject_rate!r}, inject_seed={args.inject_seed}"
+    try:
+        dataset = inject_noise(
+            dataset,
+            args.inject_noise,
+            args.inject_rate,
+            seed=args.inject_seed,
+            group_column=group_column,
+            score_column=args.inject_score_column,
+        )
+    except ValueError as error:
+        raise ValueError(f"{asked}: {error}") from error
+    _, labels = find_groups(dataset, group_column, "the training pairs")
+    counts = noise_counts(labels, dataset[IS_NOISY])
+    per_group = ", ".join(f"{group} {noisy:,} of {pairs:,}" for group, (pairs, noisy) in counts.items())
+    logger.warning(
+        f"{asked}: {sum(dataset[IS_NOISY]):,} of {len(dataset):,} training pairs were changed"
+        + (f" ({per_group})" if counts else "")
+    )
+    return dataset
 
 
 def _check_resume(training_args: CAPOConfig) -> None:
