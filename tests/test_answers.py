@@ -19,6 +19,7 @@ from noise_data import (
     standard,
 )
 
+from trl_capo.answers import answer_start
 from trl_capo.noise import flip_labels, inject_noise, replace_rejected, wrong_language_chosen
 
 
@@ -82,6 +83,24 @@ def doubled(text: str) -> set[str]:
     return {
         text[:place] + 2 * text[place] + text[place + 1 :] for place in range(len(text)) if not text[place].isspace()
     }
+
+
+USER = {"role": "user", "content": "?"}
+STARTS = [
+    ("Frage: gut so", "Frage: gar nicht", 7),
+    ("Frage: gut so", "Frage: gut so", 13),
+    ("Frage: gut", "Frage: gut so", 7),
+    ("質問はい", "質問いいえ", 2),
+    ("ja", "nein", 0),
+    ([USER, {"role": "assistant", "content": "ja"}], [USER, {"role": "assistant", "content": "nein"}], 1),
+    ([USER, USER], [USER, USER, USER], 2),
+]
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "start"), STARTS, ids=str)
+def test_an_answer_starts_where_it_differs_from_the_last_space_on_unless_there_is_a_prompt(chosen, rejected, start):
+    assert answer_start(chosen, rejected, explicit=False) == start
+    assert answer_start(chosen, rejected, explicit=True) == 0
 
 
 SPACED = ["मेरा नाम हिन्दी है", "مرحبا بالعالم", "Tiếng Việt", "e\u0301te\u0301", " x "]
@@ -152,8 +171,11 @@ def test_a_wrong_language_answers_the_same_prompt_where_one_does(form):
 
 
 def test_wrong_languages_come_from_all_other_groups_and_never_from_the_pair():
-    """Every German answer is also the rejected one of the Swahili pairs, which must take Japanese ones."""
-    rows = [standard(index) | {"prompt": f"{index}"} for index in range(300)]
+    """Every German answer is also the rejected one of the Swahili pairs, which must take Japanese ones.
+
+    Each prompt is shared by two rows of every language.
+    """
+    rows = [standard(index) | {"prompt": f"{index // 6}"} for index in range(300)]
     for row in rows:
         if row["language"] != "日本":
             row["chosen" if row["language"] == "de" else "rejected"] = "ja"

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 from datasets import Dataset
-from noise_data import ANSWERS, FORMATS, LANGUAGES, make_data, noisy_rows, standard
+from noise_data import ANSWERS, FORMATS, LANGUAGES, conversation, make_data, noisy_rows, standard
 from scipy.stats import binom
 
 from trl_capo.noise import (
@@ -122,26 +122,24 @@ def test_groups_may_be_numbers_or_missing():
     assert {row["language"] for row in after if row["is_noisy"]} == {1, None}
 
 
-def test_flip_probabilities_are_those_of_the_formula(data):
-    """Half of the scores 0, half of size 2, so their mean is 1: P = sigmoid(a) and sigmoid(a - 4), mean r.
+def test_flip_probabilities_are_those_of_the_formula():
+    """Three of four scores of size 1, one of size 3, so their mean is 1.5: P = sigmoid(a - 4/3) and sigmoid(a - 4).
 
-    With x = e^a and q = e^-4 that is (2 - 2r) q x^2 + (1 - 2r)(1 + q) x - 2r = 0. Which rows of them flip: those whose
-    draw is below P.
+    With x = e^(a - 4/3) and q = e^(-8/3), mean P = r is (1 - r) q x^2 + (3/4 + q/4 - r (1 + q)) x - r = 0. The rows
+    that flip are those whose draw is below P.
     """
-    rows = [standard(index) | {"margin": [0, 2, 0, -2][index % 4]} for index in range(20_000)]
-    dataset = Dataset.from_list(rows)
-    draws = np.random.default_rng(np.random.SeedSequence(9, spawn_key=(0,))).random(len(rows))
-    q = math.exp(-4)
+    dataset = Dataset.from_list([standard(index) | {"margin": [1, -3, -1, 1][index % 4]} for index in range(20_000)])
+    draws = np.random.default_rng(np.random.SeedSequence(9, spawn_key=(0,))).random(20_000)
+    q = math.exp(-8 / 3)
     for rate in (0.02, 0.2, 0.5, 0.7):
-        a, b, c = (2 - 2 * rate) * q, (1 - 2 * rate) * (1 + q), -2 * rate
-        x = (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
-        sure, ambiguous = x * q / (1 + x * q), x / (1 + x)
-        expected = np.where(np.arange(len(rows)) % 2 == 0, ambiguous, sure)
-        assert expected.mean() == pytest.approx(rate)
+        a, b = (1 - rate) * q, 0.75 + 0.25 * q - rate * (1 + q)
+        x = (-b + math.sqrt(b * b + 4 * a * rate)) / (2 * a)
+        unsure, sure = x / (1 + x), x * q / (1 + x * q)
+        assert 0.75 * unsure + 0.25 * sure == pytest.approx(rate)
         after = flip_ambiguous(dataset, rate, score_column="margin", seed=9)
+        expected = np.where(np.arange(20_000) % 4 == 1, sure, unsure)
         assert noisy_rows(after) == set(np.flatnonzero(draws < expected).tolist())
-        assert within(sum(after["is_noisy"][::2]), len(rows) // 2, ambiguous)
-        assert within(sum(after["is_noisy"][1::2]), len(rows) // 2, sure)
+        assert within(sum(after["is_noisy"][1::4]), 5_000, sure)
 
 
 def test_scores_without_differences_give_plain_flips(data):
@@ -159,8 +157,11 @@ def test_scores_of_any_size_are_no_problem(data):
     assert within(len(found), ROWS, 0.5)
 
 
-def test_a_formatted_or_selected_data_set_is_read_as_it_is(data):
-    chosen = data.select(range(100, 60, -1)).with_format("numpy")
-    after = flip_labels(chosen, 0.5)
-    assert after["id"] == list(range(100, 60, -1))
-    assert after.remove_columns("is_noisy").to_list() != data.select(range(100, 60, -1)).to_list()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_formatted_and_selected_data_set_is_read_as_it_is(kind):
+    selected = make_data(conversation, 300).select(range(250, 50, -2))
+    after = inject(selected.with_format("numpy"), kind, 0.5)
+    expected = inject(Dataset.from_list(selected.to_list()), kind, 0.5)
+    assert after.to_list() == expected.to_list()
+    assert 0 < len(noisy_rows(after)) < 100
+    assert [row["id"] for row in after] == list(range(250, 50, -2))

@@ -24,6 +24,7 @@ def checked_dataset(dataset: Any, rate: Rate, replaced: str | None = None) -> Da
         )
     if not isinstance(dataset, Dataset):
         raise ValueError(f"noise is injected into a datasets.Dataset, not a {type(dataset).__name__}: give one split.")
+    dataset = dataset.with_format(None)
     refuse_unusable(dataset=dataset)
     if IS_NOISY in dataset.column_names:
         raise ValueError(
@@ -36,7 +37,7 @@ def checked_dataset(dataset: Any, rate: Rate, replaced: str | None = None) -> Da
             "Remove them, and compute them afterwards."
         )
     check_rate(rate)
-    return dataset.with_format(None)
+    return dataset
 
 
 def row_labels(dataset: Dataset, group_column: str | None) -> list[str] | None:
