@@ -157,3 +157,34 @@ def make_args(tmp_path):
 def logged(trainer, key: str) -> list[float]:
     """The values of one key in the order in which they were logged."""
     return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.fixture
+def options(tmp_path, model_dir, other_model_dir) -> dict:
+    """Of `trl-capo evaluate`: the tiny model against the other one on the pool of pair_oracle.py."""
+    from pair_oracle import make_pool
+
+    make_pool().to_json(tmp_path / "data.jsonl", force_ascii=False)
+    data = {"dataset_name": str(tmp_path / "data.jsonl"), "dataset_split": "train"}
+    models = {"model_name_or_path": model_dir, "ref_model": other_model_dir}
+    return data | models | {"output_dir": str(tmp_path / "out")}
+
+
+@pytest.fixture
+def command(options, capfd):
+    """Exit code, standard output and error of `trl-capo evaluate`; keywords win over `options`, None removes one."""
+    from trl_capo.evaluate import main
+
+    def call(**changes) -> tuple[int, str, str]:
+        arguments = []
+        for name, value in (options | changes).items():
+            if value is not None:
+                arguments += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+        capfd.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return (code, *capfd.readouterr())
+
+    return call

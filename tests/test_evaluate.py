@@ -112,6 +112,13 @@ def test_a_lora_folder_is_measured_against_its_base(measured, model_dir, other_m
     assert_figures(the_model(measured(model_name_or_path=lora_dir, ref_model=other_model_dir)), other)
 
 
+def test_an_adapter_may_be_the_reference(measured, model_dir, other_model_dir, lora_dir, pool):
+    """Of a model that was tuned from it, say."""
+    reference = PeftModel.from_pretrained(load(model_dir), lora_dir)
+    scored = score_pairs(load(other_model_dir), reference, pool, beta=0.1)
+    assert_figures(the_model(measured(model_name_or_path=other_model_dir, ref_model=lora_dir)), scored)
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_models_in_4_bits(measured, tmp_path, pool, kind):
     base, other = (save_tiny_model(tmp_path / str(seed), seed, tiny_config(hidden_size=64)) for seed in (0, 1))

@@ -1,21 +1,20 @@
-"""Loading finished models for an evaluation: checkpoints, LoRA folders with their base, quantised."""
+"""Finished models for an evaluation: what a name stands for, found and checked before any weights are loaded; loading.
 
-import contextlib
-from collections.abc import Iterator
+A name is that of a checkpoint or of a LoRA folder, whose base its config names.
+"""
+
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trl_capo.scoring import prepare_for_scoring
-
-logger = get_logger(__name__)
 
 
 def processes() -> PartialState:
@@ -23,24 +22,14 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-@dataclass
-class LoadedModel:
-    """A model ready to be scored, its tokenizer, and where it has one, the base that its adapter changes."""
+@dataclass(frozen=True)
+class ModelSource:
+    """What a name stands for: a model, or an adapter and the base that it changes; and the tokenizer."""
 
     name: str
-    model: Any
+    base: str
+    adapter: str | None
     tokenizer: Any
-    base_name: str | None = None
-
-    @contextlib.contextmanager
-    def as_base(self) -> Iterator[None]:
-        """Within it, the model is its adapter's base."""
-        with self.model.disable_adapter():
-            yield
-
-    @property
-    def vocabulary(self) -> dict[str, int]:
-        return self.tokenizer.get_vocab()
 
 
 def is_adapter(name: str) -> bool:
@@ -61,32 +50,76 @@ def check_model_path(name: str | None, option: str = "model_name_or_path", *, ad
         raise ValueError(f"{option}={name!r}: there is no such folder.")
 
 
-def load_model(args: Any) -> LoadedModel:
-    """Load what `args.model_name_or_path` and `args.adapter` name; see `EvaluateArguments`."""
-    name, adapter = args.model_name_or_path, args.adapter
-    if adapter is None and is_adapter(name):
-        name, adapter = PeftConfig.from_pretrained(name).base_model_name_or_path, name
-        if not name:
-            raise ValueError(f"{adapter!r} does not say what its base is. Give the base as model_name_or_path.")
-        check_model_path(name, f"the base of {adapter!r}")
-    check_model_path(name)
+def find_model(args: Any, name: str, option: str = "model_name_or_path", adapter: str | None = None) -> ModelSource:
+    """Find what the name, or the adapter on the model of that name, stands for; only configs and tokenizers are read.
+
+    Args:
+        args: `trust_remote_code` is read.
+        name: of a model or an adapter.
+        option: what gave the name, for errors.
+        adapter: an adapter to put on the model of that name.
+
+    Raises:
+        ValueError, OSError: there is no such model, or its parts do not belong together.
+    """
+    base = name
     if adapter is not None:
+        check_model_path(base, option)
         check_model_path(adapter, "adapter", adapter=True)
-    model = _load_base(name, args)
-    if args.adapter is not None:
-        trained_on = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-        if trained_on and Path(trained_on).name != Path(name).name:
-            logger.warning(f"the adapter {adapter!r} was trained on {trained_on!r} and is put on {name!r}")
-    if adapter is None:
-        return LoadedModel(name, model, _load_tokenizer(name, args, model))
-    tokenizer = _load_tokenizer(adapter if (Path(adapter) / "tokenizer_config.json").is_file() else name, args, model)
+        _refuse_other_base(adapter, base)
+    elif is_adapter(name):
+        base, adapter = PeftConfig.from_pretrained(name).base_model_name_or_path, name
+        if not base:
+            raise ValueError(
+                f"{option}={name!r} does not say what its base is: give the base as model_name_or_path and "
+                f"{name!r} as adapter."
+            )
+        check_model_path(base, f"{option}={name!r}: its base")
+    else:
+        check_model_path(base, option)
+    return ModelSource(adapter or name, base, adapter, _load_tokenizer(args, base, adapter))
+
+
+def _refuse_other_base(adapter: str, base: str) -> None:
+    """An adapter fits every model of its base's shape, so only the names tell whether it belongs to this one."""
+    trained_on = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    if not trained_on:
+        return
+    if Path(trained_on).exists() and Path(base).exists():
+        same = Path(trained_on).samefile(base)
+    else:  # folders are moved, and a hub name has an owner before it
+        same = os.path.basename(os.path.abspath(trained_on)) == os.path.basename(os.path.abspath(base))
+    if not same:
+        raise ValueError(
+            f"adapter={adapter!r} was trained on another base ({trained_on!r}) than model_name_or_path={base!r}, and "
+            f"what it learned means nothing there. Give its own base. If {base!r} is that base under another name, "
+            f"write this name as base_model_name_or_path into {Path(adapter) / 'adapter_config.json'}."
+        )
+
+
+def refuse_other_vocabulary(reference: ModelSource, policy: ModelSource) -> None:
+    """The reference is given the policy's tokens, so they must mean the same to it."""
+    theirs, ours = reference.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
+    if theirs != ours:
+        raise ValueError(
+            f"ref_model={reference.name!r} has another vocabulary than {policy.name!r} ({len(theirs):,} tokens "
+            f"against {len(ours):,}), so their log-probabilities cannot be compared. Give the model that the policy "
+            "was trained from."
+        )
+
+
+def load_model(args: Any, source: ModelSource) -> Any:
+    """Load a model to score with: `args.dtype`, `args.load_in_4bit`, `args.trust_remote_code`."""
+    model = _load_base(source.base, args)
+    if source.adapter is None:
+        return model
     try:
-        model = PeftModel.from_pretrained(model, adapter).eval()
+        model = PeftModel.from_pretrained(model, source.adapter).eval()
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"the adapter {adapter!r} does not fit the base {name!r}: {reason}") from error
-    _refuse_partial(adapter, name, model)
-    return LoadedModel(adapter, model, tokenizer, base_name=name)
+        raise ValueError(f"the adapter {source.adapter!r} does not fit the base {source.base!r}: {reason}") from error
+    _refuse_partial(source.adapter, source.base, model)
+    return model
 
 
 def _refuse_partial(adapter: str, base: str, model: PeftModel) -> None:
@@ -104,20 +137,6 @@ def _refuse_partial(adapter: str, base: str, model: PeftModel) -> None:
         )
 
 
-def load_reference(args: Any, policy_name: str, vocabulary: dict[str, int]) -> LoadedModel:
-    """Load `args.ref_model`, which must read text as the policy does."""
-    check_model_path(args.ref_model, "ref_model")
-    model = _load_base(args.ref_model, args)
-    reference = LoadedModel(args.ref_model, model, _load_tokenizer(args.ref_model, args, model))
-    if reference.vocabulary != vocabulary:
-        raise ValueError(
-            f"ref_model={args.ref_model!r} has another vocabulary than {policy_name!r} ({len(reference.vocabulary):,} "
-            f"tokens against {len(vocabulary):,}), so their log-probabilities cannot be compared. Give the model that "
-            "the policy was trained from."
-        )
-    return reference
-
-
 def _load_base(name: str, args: Any) -> Any:
     quantization = None
     if args.load_in_4bit:
@@ -132,12 +151,14 @@ def _load_base(name: str, args: Any) -> Any:
     return prepare_for_scoring(model)
 
 
-def _load_tokenizer(name: str, args: Any, model: Any) -> Any:
+def _load_tokenizer(args: Any, base: str, adapter: str | None) -> Any:
+    """The adapter's own tokenizer, or else its base's."""
+    name = adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file() else base
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    rows = model.get_input_embeddings().weight.shape[0]
-    largest = max(tokenizer.get_vocab().values())
+    config = AutoConfig.from_pretrained(base, trust_remote_code=args.trust_remote_code)
+    rows, largest = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values())
     if largest >= rows:
-        raise ValueError(f"{name!r}: its tokenizer has token {largest:,}, and the model only {rows:,} embeddings.")
+        raise ValueError(
+            f"{name!r}: its tokenizer has token {largest:,}, and the model {base!r} has only {rows:,} embeddings."
+        )
     return tokenizer

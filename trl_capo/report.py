@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from trl_capo.plots import MEASURES, plot_accuracy, plot_margins
 
+FILES = ("metrics.json", "report.md", "accuracy.png", "margins.png")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SUMMARIES = {"overall": "all pairs", "macro": "macro mean"}
 
@@ -110,6 +112,20 @@ def check_available() -> None:
     missing = [package for package in ("rich", "matplotlib") if importlib.util.find_spec(package) is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} not installed: pip install 'trl-capo[report]'")
+
+
+def check_output(folder: Path) -> None:
+    """Raise ValueError where the files could not be written into the folder; nothing is made."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    blocked = [folder / name for name in FILES if (folder / name).is_dir()]
+    if blocked:
+        raise ValueError(f"output_dir={str(folder)!r}: {blocked[0]} is a folder. Give another output_dir.")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise ValueError(
+            f"output_dir={str(folder)!r}: {place} cannot be written to ({error.strerror}). Give another output_dir."
+        ) from error
 
 
 def print_evaluation(figures: dict[str, Any]) -> None:

@@ -62,7 +62,6 @@ def completion_log_probs(
     model: Any,
     pairs: Sequence[TokenisedPair],
     *,
-    pad_token_id: int,
     batch_size: int,
     max_length: int | None,
     accelerator: Any,
@@ -89,7 +88,7 @@ def completion_log_probs(
     batches = [order[start : start + 2 * batch_size] for start in range(0, len(order), 2 * batch_size)]
     done = []
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-        log_probs = _score_batch(model, [sequences[index] for index in batch], pad_token_id, accelerator.device)
+        log_probs = _score_batch(model, [sequences[index] for index in batch], accelerator.device)
         done.append((batch, log_probs))
         advance(len(batch) / 2 * accelerator.num_processes)
     scores = np.zeros(len(sequences))
@@ -100,9 +99,9 @@ def completion_log_probs(
     return scores.reshape(-1, 2), lengths.reshape(-1, 2)
 
 
-def _score_batch(model: Any, sequences: list[tuple[list[int], int]], pad_token_id: int, device: Any) -> list[float]:
+def _score_batch(model: Any, sequences: list[tuple[list[int], int]], device: Any) -> list[float]:
     longest = max(len(ids) for ids, _ in sequences)
-    input_ids = torch.full((len(sequences), longest), pad_token_id)
+    input_ids = torch.zeros(len(sequences), longest, dtype=torch.long)  # padding is masked: any token serves
     attention_mask = torch.zeros_like(input_ids)
     labels = torch.full_like(input_ids, -100)
     for row, (ids, start) in enumerate(sequences):
