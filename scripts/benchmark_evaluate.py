@@ -49,7 +49,8 @@ def capo_evaluation(args: argparse.Namespace, dataset):
     options = EvaluateArguments(model_name_or_path=args.adapter)
     source = find_model(options, args.adapter)
     model = load_model(options, source)
-    pairs = [pair for pair in tokenise_all(dataset, source.tokenizer, args.max_length) if pair is not None]
+    pairs = tokenise_all(dataset, source.tokenizer, args.max_length, source.name)
+    pairs = [pair for pair in pairs if pair is not None]
     options = {"batch_size": args.batch_size, "max_length": args.max_length, "accelerator": PartialState()}
 
     def evaluate() -> None:

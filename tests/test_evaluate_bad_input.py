@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import save_tiny_model, tiny_config
+from conftest import as_conversation, save_tiny_model, tiny_config
+from datasets import Dataset
 from pair_oracle import make_pool
 from test_evaluate import save_lora
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -159,6 +160,55 @@ def test_an_output_folder_that_cannot_be_used(refused_at_once, options, tmp_path
     assert f"output_dir={str(folders[kind])!r}" in message
 
 
+@pytest.mark.parametrize("kind", ["raises", "fails on a type", "is missing"])
+def test_a_chat_template_that_cannot_render_a_row(refused_at_once, options, tmp_path, kind):
+    """The sixth row has a system message, which the template does not take."""
+    model = str(shutil.copytree(options["model_name_or_path"], tmp_path / "templated"))
+    broken = {"raises": "{{ raise_exception('no system role') }}", "fails on a type": "{{ 'no system role' + 1 }}"}
+    template = "{% for m in messages %}{% if m['role'] == 'system' %}BROKEN{% endif %}{{ m['content'] }}{% endfor %}"
+    file = Path(model) / "chat_template.jinja"
+    file.write_text(template.replace("BROKEN", broken.get(kind, "")))
+    if kind == "is missing":
+        file.unlink()
+    rows = [as_conversation(row) for row in make_pool()]
+    rows[5]["prompt"].insert(0, {"role": "system", "content": "Be brief."})
+    Dataset.from_list(rows).to_json(options["dataset_name"])
+    message = refused_at_once(model_name_or_path=None, compare=[options["model_name_or_path"], model])
+    row = 0 if kind == "is missing" else 5
+    assert f"{model!r} cannot tokenise row {row}: " in message
+    assert {"raises": "no system role", "is missing": "chat_template"}.get(kind, "str") in message
+
+
+def without_special_tokens(folder: str) -> str:
+    config = Path(folder) / "tokenizer_config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({k: v for k, v in content.items() if k not in ("eos_token", "pad_token")}))
+    return folder
+
+
+def test_a_tokenizer_without_an_end_of_sequence_token(refused_at_once, tmp_path):
+    model = without_special_tokens(save_tiny_model(tmp_path / "endless", 0))
+    message = refused_at_once(model_name_or_path=model)
+    assert all(word in message for word in ("endless", "row 0", "end-of-sequence", "eos_token"))
+
+
+def test_conversations_need_neither_an_end_nor_a_padding_token(command, options, tmp_path):
+    """The chat template ends the answers; what stands in the padding is masked."""
+    make_pool().map(as_conversation).to_json(options["dataset_name"])
+    model = without_special_tokens(save_tiny_model(tmp_path / "endless", 0))
+    figures = []
+    for name in (model, options["model_name_or_path"]):
+        assert command(model_name_or_path=name)[0] == 0
+        figures.append(json.loads((tmp_path / "out" / "metrics.json").read_text())["models"][name]["overall"])
+    assert figures[0] == figures[1]
+
+
+def test_four_bits_without_bitsandbytes(refused_at_once, monkeypatch):
+    monkeypatch.setattr("trl_capo.evaluate_arguments.find_spec", lambda name: None)
+    message = refused_at_once(load_in_4bit=True)
+    assert all(word in message for word in ("load_in_4bit", "bitsandbytes", "pip install"))
+
+
 # What only loading or scoring shows.
 
 
@@ -167,3 +217,16 @@ def test_an_adapter_of_another_shape(refused, options, tmp_path):
     lora = rename_base(save_lora(options["ref_model"], tmp_path / "lora"), wide)
     message = refused(model_name_or_path=lora, ref_model=None)
     assert all(word in message for word in ("lora", "wide", "does not fit"))
+
+
+def test_a_shape_that_bitsandbytes_cannot_compute_with(refused):
+    message = refused(load_in_4bit=True, ref_model=None)
+    assert all(word in message for word in ("load_in_4bit", "4 bits", "Leave load_in_4bit out"))
+
+
+def test_a_disk_that_fills_up(refused, monkeypatch):
+    def write(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trl_capo.evaluate, "write_evaluation", write)
+    assert "No space left on device" in refused()

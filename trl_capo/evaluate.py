@@ -61,7 +61,7 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     ]
 
     started = time.perf_counter()
-    tokenised = {name: tokenise_all(dataset, model.tokenizer, args.max_length) for name, model in models.items()}
+    tokenised = {name: tokenise_all(dataset, model.tokenizer, args.max_length, name) for name, model in models.items()}
     kept = [None not in row for row in zip(*tokenised.values(), strict=True)]
     if not any(kept):
         raise ValueError(f"max_length={args.max_length}: no pair has a prompt shorter than that.")
@@ -136,13 +136,14 @@ class _Scorer:
     def _log_probs(self, name: str, model: Any, pairs: list[TokenisedPair]) -> tuple[np.ndarray, np.ndarray]:
         """(N, 2) log-probabilities of the completions under the model, and (N, 2) their numbers of tokens."""
         state = processes()
-        with tqdm(
+        bar = tqdm(
             total=len(pairs),
             desc=f"Scoring {name}",
             unit="pair",
             bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
             disable=not state.is_main_process,
-        ) as bar:
+        )
+        try:
             log_probs, lengths = completion_log_probs(
                 model,
                 pairs,
@@ -151,6 +152,14 @@ class _Scorer:
                 accelerator=state,
                 advance=bar.update,
             )
+        except RuntimeError as error:  # bitsandbytes finds some shapes unfit only when it computes with them
+            if not self.args.load_in_4bit:
+                raise
+            raise ValueError(
+                f"load_in_4bit: {name!r} cannot be computed in 4 bits ({error}). Leave load_in_4bit out."
+            ) from error
+        finally:
+            bar.close()
         broken = int((~np.isfinite(log_probs)).any(axis=1).sum())
         if broken:
             raise ValueError(
@@ -169,17 +178,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         (args,) = parse_alone(sys.argv[1:] if argv is None else argv, make_parser())
         check_available()
-        if args.output_dir is not None:
-            check_output(Path(args.output_dir))
+        folder = None if args.output_dir is None else Path(args.output_dir)
+        if folder is not None:
+            check_output(folder)
         evaluation = evaluate(args)
-    except (ValueError, NotImplementedError, OSError) as error:
+        if processes().is_main_process:
+            print_evaluation(evaluation.figures)
+            if folder is not None:
+                write_evaluation(evaluation.figures, evaluation.labels, evaluation.margins, folder)
+    except (ValueError, NotImplementedError, OSError, ImportError) as error:
         if processes().is_main_process:
             print(f"trl-capo evaluate: error: {error}", file=sys.stderr)
         return 2
-    if processes().is_main_process:
-        print_evaluation(evaluation.figures)
-        if args.output_dir is not None:
-            write_evaluation(evaluation.figures, evaluation.labels, evaluation.margins, Path(args.output_dir))
     processes().destroy_process_group()
     return 0
 

@@ -1,6 +1,7 @@
 """The arguments of `trl-capo evaluate`."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from trl_capo.groups import parse_group_column
 
@@ -68,5 +69,7 @@ class EvaluateArguments:
             problems.append(f"max_length={self.max_length}: give 2 or more, or none.")
         if self.dtype not in DTYPES:
             problems.append(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}.")
+        if self.load_in_4bit and find_spec("bitsandbytes") is None:
+            problems.append("load_in_4bit needs bitsandbytes: pip install 'trl-capo[quantization]'.")
         if problems:
             raise ValueError(" ".join(problems))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from jinja2 import TemplateError
 from trl import extract_prompt, is_conversational
 from trl.trainer.utils import add_fused_lm_head
 
@@ -30,6 +31,9 @@ def tokenise(pair: Mapping[str, Any], tokenizer: Any) -> TokenisedPair:
     """Tokenise a pair in TRL's standard or conversational format, with or without an explicit prompt.
 
     Prompt and completion are tokenised together and cut where the texts leave the tokenised prompt, as TRL does.
+
+    Raises:
+        ValueError, TypeError, jinja2.TemplateError: the tokenizer, or its chat template, cannot.
     """
     pair = extract_prompt(dict(pair)) if "prompt" not in pair else pair
     if is_conversational(pair):
@@ -39,6 +43,8 @@ def tokenise(pair: Mapping[str, Any], tokenizer: Any) -> TokenisedPair:
         texts = [encode(pair["prompt"] + pair[side], **options) for side in ("chosen", "rejected")]
     else:
         eos = tokenizer.eos_token
+        if eos is None:
+            raise ValueError("it has no end-of-sequence token to end answers with; set eos_token in its files")
         ended = [pair[side] if pair[side].endswith(eos) else pair[side] + eos for side in ("chosen", "rejected")]
         prompt = tokenizer(pair["prompt"])["input_ids"]
         texts = [tokenizer(pair["prompt"] + text)["input_ids"] for text in ended]
@@ -51,10 +57,20 @@ def _shared_length(first: Sequence[int], second: Sequence[int]) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def tokenise_all(dataset: Dataset, tokenizer: Any, max_length: int | None) -> list[TokenisedPair | None]:
-    """Tokenise every pair; None for those whose prompt alone fills `max_length` (TRL drops them too)."""
-    pairs = [tokenise(row, tokenizer) for row in dataset]
-    return [None if max_length is not None and len(pair.prompt) >= max_length else pair for pair in pairs]
+def tokenise_all(dataset: Dataset, tokenizer: Any, max_length: int | None, name: str) -> list[TokenisedPair | None]:
+    """Tokenise every pair; None for those whose prompt alone fills `max_length` (TRL drops them too).
+
+    Raises:
+        ValueError: a row cannot be tokenised; `name` says by which model's tokenizer.
+    """
+    pairs = []
+    for index, row in enumerate(dataset):
+        try:
+            pair = tokenise(row, tokenizer)
+        except (TemplateError, TypeError, ValueError) as error:  # what chat templates raise
+            raise ValueError(f"the tokenizer of {name!r} cannot tokenise row {index}: {error}") from error
+        pairs.append(None if max_length is not None and len(pair.prompt) >= max_length else pair)
+    return pairs
 
 
 @torch.no_grad()
