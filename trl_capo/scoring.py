@@ -5,6 +5,7 @@ and the rejected completion of a pair need not meet in a batch. TRL's fused head
 of the vocabulary's size. On several processes each scores its share of the batches.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,14 +31,18 @@ class TokenisedPair:
 def tokenise(pair: Mapping[str, Any], tokenizer: Any) -> TokenisedPair:
     """Tokenise a pair in TRL's standard or conversational format, with or without an explicit prompt.
 
+    A chat template gets the pair's `tools` (a list, or JSON) and `chat_template_kwargs`.
+
     Prompt and completion are tokenised together and cut where the texts leave the tokenised prompt, as TRL does.
 
     Raises:
         ValueError, TypeError, jinja2.TemplateError: the tokenizer, or its chat template, cannot.
     """
-    pair = extract_prompt(dict(pair)) if "prompt" not in pair else pair
+    pair = pair if "prompt" in pair else {**pair, **extract_prompt(dict(pair))}
     if is_conversational(pair):
-        options = {"tokenize": True, "return_dict": False, **(pair.get("chat_template_kwargs") or {})}
+        tools = pair.get("tools")
+        options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+        options |= {"tokenize": True, "return_dict": False, **(pair.get("chat_template_kwargs") or {})}
         encode = tokenizer.apply_chat_template
         prompt = encode(pair["prompt"], add_generation_prompt=True, **options)
         texts = [encode(pair["prompt"] + pair[side], **options) for side in ("chosen", "rejected")]
