@@ -8,10 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import as_conversation, save_tiny_model, tiny_config
+from conftest import as_conversation, save_lora, save_tiny_model, tiny_config
 from datasets import Dataset
 from pair_oracle import make_pool
-from test_evaluate import save_lora
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

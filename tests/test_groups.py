@@ -16,11 +16,6 @@ from trl_capo import CAPOConfig, CAPOTrainer
 
 
 @pytest.fixture(scope="module")
-def pool() -> Dataset:
-    return make_pool()
-
-
-@pytest.fixture(scope="module")
 def scored(model_dir, other_model_dir, pool) -> list[dict]:
     scored = score_pairs(load(model_dir), load(other_model_dir), pool)
     assert all(0 < mean(f["rewards/accuracies"] for g, f in scored if g == name) < 1 for name in ("de", "sw", "日本"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils.memory import clear_device_cache
 from tqdm import tqdm
 from trl import TrlParser
 
@@ -112,18 +113,16 @@ class _Scorer:
 
     def score(self, source: ModelSource, pairs: list[TokenisedPair]) -> dict[str, Any]:
         """Margins and per-token differences of the model on every pair, and the reference's name."""
-        reference_name = self.reference.name if self.reference is not None else source.base
-        if self.reference is None and source.adapter is None:
-            reference_name = None
+        if self.reference is not None:
+            reference_name = self.reference.name
+        else:
+            reference_name = source.base if source.adapter is not None else None
         known_pairs, reference = self._references.get(reference_name, (None, None))
-        model = load_model(self.args, source)
-        policy, lengths = self._log_probs(source.name, model, pairs)
-        if reference_name is not None and known_pairs != pairs:
-            if self.reference is None:
-                with model.disable_adapter():
-                    reference, _ = self._log_probs(reference_name, model, pairs)
-            else:
-                reference, _ = self._log_probs(reference_name, load_model(self.args, self.reference), pairs)
+        unknown = reference_name is not None and known_pairs != pairs
+        own_base = unknown and self.reference is None
+        (policy, lengths), *base = self._measure(source, pairs, and_base=own_base)
+        if unknown:
+            ((reference, _),) = base if own_base else self._measure(self.reference, pairs)
             self._references[reference_name] = pairs, reference
         rewards = None if reference is None else self.args.beta * (policy - reference)
         normalised = policy / np.maximum(lengths, 1)
@@ -132,6 +131,19 @@ class _Scorer:
             "normalised": normalised[:, 0] - normalised[:, 1],
             "reference": reference_name,
         }
+
+    def _measure(
+        self, source: ModelSource, pairs: list[TokenisedPair], *, and_base: bool = False
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`_log_probs` of a model, and of its adapter's base; never are two models in memory."""
+        model = load_model(self.args, source)
+        results = [self._log_probs(source.name, model, pairs)]
+        if and_base:
+            with model.disable_adapter():
+                results.append(self._log_probs(source.base, model, pairs))
+        del model
+        clear_device_cache(garbage_collection=True)  # a model's modules refer to each other in circles
+        return results
 
     def _log_probs(self, name: str, model: Any, pairs: list[TokenisedPair]) -> tuple[np.ndarray, np.ndarray]:
         """(N, 2) log-probabilities of the completions under the model, and (N, 2) their numbers of tokens."""
