@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
-    ["losses", "metrics", "statistics", "plots", "citation"],
-    ["groups", "config", "arguments", "evaluate_arguments"],
+    ["losses", "metrics", "statistics", "fonts", "citation"],
+    ["plots", "groups", "config", "arguments", "evaluate_arguments"],
     ["data", "pairs", "noise_rate", "scoring", "models"],
     ["recorder", "report"],
     ["trainer"],
