@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import as_conversation, save_lora, save_tiny_model, tiny_config
 from datasets import Dataset
 from pair_oracle import make_pool
+from test_modes import load
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -78,10 +80,8 @@ def test_data(refused_at_once, tmp_path, kind, named):
         "empty file": lambda: rows.select([]),
     }
     changes[kind]().to_parquet(tmp_path / "bad.parquet")
-    message = refused_at_once(
-        dataset_name=tmp_path / "bad.parquet", group_column="language" if kind == "lists" else "none"
-    )
-    assert named in message
+    column = "language" if kind == "lists" else "none"
+    assert named in refused_at_once(dataset_name=tmp_path / "bad.parquet", group_column=column)
 
 
 def test_the_last_model_of_a_comparison_is_looked_for_before_the_first_is_loaded(refused_at_once, options):
@@ -216,6 +216,25 @@ def test_an_adapter_of_another_shape(refused, options, tmp_path):
     lora = rename_base(save_lora(options["ref_model"], tmp_path / "lora"), wide)
     message = refused(model_name_or_path=lora, ref_model=None)
     assert all(word in message for word in ("lora", "wide", "does not fit"))
+
+
+@pytest.mark.parametrize(("trained_on", "put_on", "words"), [(2, 4, "12 matrices are missing"), (4, 2, "12 have no")])
+def test_an_adapter_of_which_only_a_part_fits(refused, tmp_path, trained_on, put_on, words):
+    """Two layers more or less; three modules of each have two matrices."""
+    bases = {n: save_tiny_model(tmp_path / f"{n} layers", 0, tiny_config(num_hidden_layers=n)) for n in (2, 4)}
+    lora = rename_base(save_lora(bases[trained_on], tmp_path / "lora"), bases[put_on])
+    message = refused(model_name_or_path=lora, ref_model=None)
+    assert all(word in message for word in ("lora", bases[put_on], words)), message
+
+
+@pytest.mark.parametrize("role", ["model_name_or_path", "ref_model"])
+def test_a_model_that_computes_nothing_finite(refused, tmp_path, role):
+    folder = save_tiny_model(tmp_path / "diverged", 0)
+    model = load(folder)
+    torch.nn.init.constant_(model.lm_head.weight, torch.nan)
+    model.save_pretrained(folder)
+    message = refused(**{role: folder})
+    assert all(word in message for word in ("diverged", "24 of 24", "not finite")), message
 
 
 def test_a_shape_that_bitsandbytes_cannot_compute_with(refused):

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trl_capo.scoring import prepare_for_scoring
@@ -124,11 +123,7 @@ def load_model(args: Any, source: ModelSource) -> Any:
 
 def _refuse_partial(adapter: str, base: str, model: PeftModel) -> None:
     """PEFT loads what fits of an adapter and warns of the rest, but a part of it is not what was asked for."""
-    file = Path(adapter) / "adapter_model.safetensors"
-    if not file.is_file():
-        return
-    with safe_open(file, framework="pt") as tensors:
-        saved = {key for key in tensors.keys() if "lora_" in key}  # noqa: SIM118
+    saved = {key for key in load_peft_weights(adapter, device="cpu") if "lora_" in key}
     loaded = {key for key in get_peft_model_state_dict(model, save_embedding_layers=False) if "lora_" in key}
     if saved != loaded:
         raise ValueError(
