@@ -3,8 +3,11 @@
 The oracle is pair_oracle.py. Full checkpoints: test_evaluate.py; what is refused: test_evaluate_bad_input.py.
 """
 
+import shutil
 import weakref
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import save_lora, save_tiny_model, tiny_config
@@ -46,6 +49,31 @@ def test_never_are_two_models_in_memory(measured, monkeypatch, model_dir, other_
     options, count = asked[kind]
     measured(**options)
     assert len(loaded) == count
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_lora_folder_with_a_config_of_its_own(measured, model_dir, lora_dir, tmp_path, weights):
+    """Some tools save the base's config beside the adapter. That makes it no model, but the weights of one do."""
+    folder = str(shutil.copytree(lora_dir, tmp_path / "lora"))
+    shutil.copy(Path(model_dir) / "config.json", folder)
+    if weights:
+        shutil.copytree(model_dir, folder, dirs_exist_ok=True)
+    assert the_model(measured(model_name_or_path=folder))["reference"] == (None if weights else model_dir)
+
+
+@pytest.mark.parametrize("given", ["alone", "on its base"])
+def test_an_adapter_on_the_hub(measured, monkeypatch, model_dir, lora_dir, tmp_path, given):
+    """The hub is its cache here: there is no network in tests."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--lora"
+    shutil.copytree(lora_dir, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    option = {"alone": "model_name_or_path", "on its base": "adapter"}[given]
+    figures, local = (measured(**{option: name}) for name in ("someone/lora", lora_dir))
+    assert list(figures["models"]) == ["someone/lora"]
+    assert the_model(figures) == the_model(local)
+    assert the_model(figures)["reference"] == model_dir
 
 
 def test_an_adapter_may_be_the_reference(measured, model_dir, other_model_dir, lora_dir, pool):

@@ -1,6 +1,6 @@
 """Finished models for an evaluation: what a name stands for, found and checked before any weights are loaded; loading.
 
-A name is that of a checkpoint or of a LoRA folder, whose base its config names.
+A name is that of a checkpoint or of an adapter, whose base its config names; both are folders or on the hub.
 """
 
 import os
@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import find_adapter_config_file
 
 from trl_capo.scoring import prepare_for_scoring
 
@@ -23,7 +25,7 @@ def processes() -> PartialState:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a name stands for: a model, or an adapter and the base that it changes; and the tokenizer."""
+    """What a name stands for: a model, or an adapter (its folder) and the base that it changes; and the tokenizer."""
 
     name: str
     base: str
@@ -31,22 +33,30 @@ class ModelSource:
     tokenizer: Any
 
 
-def is_adapter(name: str) -> bool:
-    """Whether the name is a folder that holds a PEFT adapter and no model of its own."""
-    folder = Path(name)
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
-
-
-def check_model_path(name: str | None, option: str = "model_name_or_path", *, adapter: bool = False) -> None:
+def check_model_path(name: str | None, option: str = "model_name_or_path") -> None:
     """Refuse a name that is plainly neither a hub name nor a model's folder, before anything is loaded."""
     if not name:
         raise ValueError(f"{option} is missing: give a hub name or the folder of a model.")
     path = Path(name).expanduser()
-    wanted = "adapter_config.json" if adapter else "config.json"
-    if path.exists() and not (path / wanted).is_file():
-        raise ValueError(f"{option}={name!r} is not {'an adapter' if adapter else 'a model'}: it has no {wanted}.")
+    if path.exists() and not (path / "config.json").is_file():
+        raise ValueError(f"{option}={name!r} is not a model: it has no config.json.")
     if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise ValueError(f"{option}={name!r}: there is no such folder.")
+
+
+def _adapter_folder(name: str, option: str) -> str | None:
+    """The folder of the PEFT adapter of that name, downloaded if it is on the hub; None if it is not an adapter's."""
+    if Path(name).exists():
+        return name if (Path(name) / "adapter_config.json").is_file() else None
+    check_model_path(name, option)
+    if find_adapter_config_file(name) is None:
+        return None
+    return snapshot_download(name, allow_patterns=["adapter_*", "*token*", "*.jinja", "*.model", "vocab*", "merges*"])
+
+
+def _has_weights(name: str) -> bool:
+    """Whether the name is a folder with the weights of a whole model, though it may have an adapter's beside them."""
+    return any(any(Path(name).glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin"))
 
 
 def find_model(args: Any, name: str, option: str = "model_name_or_path", adapter: str | None = None) -> ModelSource:
@@ -61,27 +71,30 @@ def find_model(args: Any, name: str, option: str = "model_name_or_path", adapter
     Raises:
         ValueError, OSError: there is no such model, or its parts do not belong together.
     """
-    base = name
     if adapter is not None:
-        check_model_path(base, option)
-        check_model_path(adapter, "adapter", adapter=True)
-        _refuse_other_base(adapter, base)
-    elif is_adapter(name):
-        base, adapter = PeftConfig.from_pretrained(name).base_model_name_or_path, name
-        if not base:
-            raise ValueError(
-                f"{option}={name!r} does not say what its base is: give the base as model_name_or_path and "
-                f"{name!r} as adapter."
-            )
-        check_model_path(base, f"{option}={name!r}: its base")
-    else:
-        check_model_path(base, option)
-    return ModelSource(adapter or name, base, adapter, _load_tokenizer(args, base, adapter))
+        check_model_path(name, option)
+        folder = _adapter_folder(adapter, "adapter")
+        if folder is None:
+            raise ValueError(f"adapter={adapter!r} is not an adapter: it has no adapter_config.json.")
+        _refuse_other_base(adapter, folder, name)
+        return ModelSource(adapter, name, folder, _load_tokenizer(args, name, folder))
+    folder = None if _has_weights(name) else _adapter_folder(name, option)
+    if folder is None:
+        check_model_path(name, option)
+        return ModelSource(name, name, None, _load_tokenizer(args, name, None))
+    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    if not base:
+        raise ValueError(
+            f"{option}={name!r} does not say what its base is: give the base as model_name_or_path and {name!r} as "
+            "adapter."
+        )
+    check_model_path(base, f"{option}={name!r}: its base")
+    return ModelSource(name, base, folder, _load_tokenizer(args, base, folder))
 
 
-def _refuse_other_base(adapter: str, base: str) -> None:
+def _refuse_other_base(adapter: str, folder: str, base: str) -> None:
     """An adapter fits every model of its base's shape, so only the names tell whether it belongs to this one."""
-    trained_on = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    trained_on = PeftConfig.from_pretrained(folder).base_model_name_or_path
     if not trained_on:
         return
     if Path(trained_on).exists() and Path(base).exists():
@@ -92,7 +105,7 @@ def _refuse_other_base(adapter: str, base: str) -> None:
         raise ValueError(
             f"adapter={adapter!r} was trained on another base ({trained_on!r}) than model_name_or_path={base!r}, and "
             f"what it learned means nothing there. Give its own base. If {base!r} is that base under another name, "
-            f"write this name as base_model_name_or_path into {Path(adapter) / 'adapter_config.json'}."
+            f"write this name as base_model_name_or_path into {Path(folder) / 'adapter_config.json'}."
         )
 
 
@@ -116,19 +129,19 @@ def load_model(args: Any, source: ModelSource) -> Any:
         model = PeftModel.from_pretrained(model, source.adapter).eval()
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"the adapter {source.adapter!r} does not fit the base {source.base!r}: {reason}") from error
-    _refuse_partial(source.adapter, source.base, model)
+        raise ValueError(f"the adapter {source.name!r} does not fit the base {source.base!r}: {reason}") from error
+    _refuse_partial(source, model)
     return model
 
 
-def _refuse_partial(adapter: str, base: str, model: PeftModel) -> None:
+def _refuse_partial(source: ModelSource, model: PeftModel) -> None:
     """PEFT loads what fits of an adapter and warns of the rest, but a part of it is not what was asked for."""
-    saved = {key for key in load_peft_weights(adapter, device="cpu") if "lora_" in key}
+    saved = {key for key in load_peft_weights(source.adapter, device="cpu") if "lora_" in key}
     loaded = {key for key in get_peft_model_state_dict(model, save_embedding_layers=False) if "lora_" in key}
     if saved != loaded:
         raise ValueError(
-            f"the adapter {adapter!r} does not fit the base {base!r}: {len(loaded - saved)} matrices are missing and "
-            f"{len(saved - loaded)} have no place."
+            f"the adapter {source.name!r} does not fit the base {source.base!r}: {len(loaded - saved)} matrices are "
+            f"missing and {len(saved - loaded)} have no place."
         )
 
 
