@@ -71,7 +71,9 @@ def test_options(refused_at_once, kind):
     assert all(word in message for word in named), message
 
 
-@pytest.mark.parametrize(("kind", "named"), [("lists", "list"), ("no chosen", "chosen"), ("empty file", "bad")])
+@pytest.mark.parametrize(
+    ("kind", "named"), [("lists", "list"), ("no chosen", "chosen"), ("empty file", "bad")]
+)
 def test_data(refused_at_once, tmp_path, kind, named):
     rows = make_pool().remove_columns("language")
     changes = {

@@ -104,6 +104,22 @@ def test_two_processes_of_the_installed_command_measure_what_one_does(options, t
     same_figures(written(tmp_path), evaluate(EvaluateArguments(**options)).figures)
 
 
+def test_the_split_is_test_or_the_only_one(command, options, tmp_path, caplog):
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    sizes = {"validation": 5, "test": 7}
+    for split, size in sizes.items():
+        make_pool().select(range(size)).to_json(folder / f"{split}.jsonl")
+        assert command(dataset_name=folder, dataset_split=None)[0] == 0
+        assert written(tmp_path)["dataset"] == {"name": str(folder), "split": split, "pairs": size}
+        said = [message for message in caplog.messages if "no split but 'validation'" in message]
+        assert len(said) == 1  # of the first run; the second has a choice
+    (folder / "test.jsonl").rename(folder / "train.jsonl")
+    code, _, errors = command(dataset_name=folder, dataset_split=None)
+    assert code == 2
+    assert all(word in errors for word in ("dataset_split='test'", "'train'", "'validation'"))
+
+
 def test_thirty_languages_have_room(command, options, tmp_path):
     rows, sizes = make_pool(60).remove_columns("language"), {}
     for count in (3, 30):

@@ -8,7 +8,7 @@ GPUs, or call `evaluate` from Python. Text only: vision data are refused.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import compress
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.logging import get_logger
 from accelerate.utils.memory import clear_device_cache
 from tqdm import tqdm
 from trl import TrlParser
@@ -29,6 +30,8 @@ from trl_capo.models import ModelSource, find_model, load_model, processes, refu
 from trl_capo.report import check_available, check_output, print_evaluation, write_evaluation
 from trl_capo.scoring import TokenisedPair, completion_log_probs, tokenise_all
 from trl_capo.statistics import model_differences, model_figures
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     for model in models.values() if reference is not None else ():
         refuse_other_vocabulary(reference, model)
     splits = load_preference_data(args.dataset_name, config=args.dataset_config)
-    dataset = select_split(splits, args.dataset_split, "dataset_split")
+    split = args.dataset_split or _default_split(splits, args.dataset_name)
+    dataset = select_split(splits, split, "dataset_split")
     check_preference_data(**{args.dataset_name: dataset})
     if {"image", "images"} & set(dataset.column_names):
         raise ValueError(f"{args.dataset_name}: it has images; trl-capo evaluate scores text only.")
@@ -71,7 +75,7 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     scorer = _Scorer(args, reference)
     scores = {name: scorer.score(model, list(compress(tokenised[name], kept))) for name, model in models.items()}
     figures = {
-        "dataset": {"name": args.dataset_name, "split": args.dataset_split, "pairs": sum(kept)},
+        "dataset": {"name": args.dataset_name, "split": split, "pairs": sum(kept)},
         "dropped_pairs": len(kept) - sum(kept),
         "group_column": column,
         "beta": args.beta,
@@ -84,6 +88,14 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
         | {package: version(package) for package in ("trl", "transformers", "peft", "torch", "datasets")},
     }
     return Evaluation(figures, groups, {name: score["margins"] for name, score in scores.items()})
+
+
+def _default_split(splits: Mapping[str, Any], name: str) -> str:
+    only = next(iter(splits))
+    if len(splits) > 1 or only == "test":
+        return "test"
+    logger.warning(f"{name} has no split but {only!r}, so that is what is measured.")
+    return only
 
 
 def _find_models(args: EvaluateArguments) -> dict[str, ModelSource]:

@@ -25,7 +25,9 @@ class EvaluateArguments:
     )
     dataset_name: str | None = field(default=None, metadata={"help": "Pairs: hub name, local folder or file."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_split: str = field(default="test", metadata={"help": "Which split to evaluate on."})
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Which split to evaluate on; by default `test`, or the only one there is."}
+    )
     group_column: str | None = field(
         default="auto",
         metadata={"help": "Column of the groups; 'auto': `language` where there is one; 'none': no groups."},
