@@ -71,9 +71,7 @@ def test_options(refused_at_once, kind):
     assert all(word in message for word in named), message
 
 
-@pytest.mark.parametrize(
-    ("kind", "named"), [("lists", "list"), ("no chosen", "chosen"), ("empty file", "bad")]
-)
+@pytest.mark.parametrize(("kind", "named"), [("lists", "list"), ("no chosen", "be used"), ("empty file", "bad")])
 def test_data(refused_at_once, tmp_path, kind, named):
     rows = make_pool().remove_columns("language")
     changes = {
@@ -86,10 +84,17 @@ def test_data(refused_at_once, tmp_path, kind, named):
     assert named in refused_at_once(dataset_name=tmp_path / "bad.parquet", group_column=column)
 
 
-def test_the_last_model_of_a_comparison_is_looked_for_before_the_first_is_loaded(refused_at_once, options):
-    models = [options["model_name_or_path"], options["ref_model"], "./missing"]
+@pytest.mark.parametrize(("last", "reason"), [("./missing", "no such folder"), ("WITHOUT WEIGHTS", "no weights")])
+def test_the_last_model_of_a_comparison_is_looked_at_before_the_first_is_loaded(
+    refused_at_once, options, tmp_path, last, reason
+):
+    if last != "./missing":
+        last = str(shutil.copytree(options["ref_model"], tmp_path / last))
+        (Path(last) / "model.safetensors").unlink()
+    models = [options["model_name_or_path"], options["ref_model"], last]
     message = refused_at_once(model_name_or_path=None, compare=models)
-    assert "compare='./missing'" in message
+    assert f"compare={last!r}" in message
+    assert reason in message
 
 
 def test_a_lora_folder_whose_base_is_gone(refused_at_once, options, tmp_path):
@@ -242,11 +247,3 @@ def test_a_model_that_computes_nothing_finite(refused, tmp_path, role):
 def test_a_shape_that_bitsandbytes_cannot_compute_with(refused):
     message = refused(load_in_4bit=True, ref_model=None)
     assert all(word in message for word in ("load_in_4bit", "4 bits", "Leave load_in_4bit out"))
-
-
-def test_a_disk_that_fills_up(refused, monkeypatch):
-    def write(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(trl_capo.evaluate, "write_evaluation", write)
-    assert "No space left on device" in refused()

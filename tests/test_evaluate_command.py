@@ -173,3 +173,14 @@ def test_all_ties_are_said(command, options, tmp_path):
         assert "every pair is a tie" in " ".join(text.split())
         rows = [line.replace("|", " ").split() for line in text.splitlines()]
         assert [row[1:4] for row in rows if row[:1] == ["sw"]] == [["8", "-", "100.0"]]
+
+
+def test_a_disk_that_fills_up_is_one_error(command, monkeypatch):
+    def write(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trl_capo.evaluate.write_evaluation", write)
+    code, _, errors = command()
+    assert code == 2
+    assert "trl-capo evaluate: error: [Errno 28] No space left on device" in errors
+    assert "Traceback" not in errors

@@ -33,6 +33,11 @@ class ModelSource:
     tokenizer: Any
 
 
+def _has_weights(name: str) -> bool:
+    """Whether the name is a folder with the weights of a whole model, though it may have an adapter's beside them."""
+    return any(any(Path(name).expanduser().glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin"))
+
+
 def check_model_path(name: str | None, option: str = "model_name_or_path") -> None:
     """Refuse a name that is plainly neither a hub name nor a model's folder, before anything is loaded."""
     if not name:
@@ -40,6 +45,8 @@ def check_model_path(name: str | None, option: str = "model_name_or_path") -> No
     path = Path(name).expanduser()
     if path.exists() and not (path / "config.json").is_file():
         raise ValueError(f"{option}={name!r} is not a model: it has no config.json.")
+    if path.exists() and not _has_weights(name):
+        raise ValueError(f"{option}={name!r} has no weights: no model*.safetensors and no pytorch_model*.bin.")
     if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise ValueError(f"{option}={name!r}: there is no such folder.")
 
@@ -52,11 +59,6 @@ def _adapter_folder(name: str, option: str) -> str | None:
     if find_adapter_config_file(name) is None:
         return None
     return snapshot_download(name, allow_patterns=["adapter_*", "*token*", "*.jinja", "*.model", "vocab*", "merges*"])
-
-
-def _has_weights(name: str) -> bool:
-    """Whether the name is a folder with the weights of a whole model, though it may have an adapter's beside them."""
-    return any(any(Path(name).glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin"))
 
 
 def find_model(args: Any, name: str, option: str = "model_name_or_path", adapter: str | None = None) -> ModelSource:
