@@ -72,7 +72,7 @@ def model_table(model: dict[str, Any], group_name: str) -> list[list[str]]:
 
 
 def difference_table(differences: dict[str, Any], group_name: str) -> list[list[str]]:
-    """Rows of the comparison, the header first: a column a model, `*` where the interval excludes no difference."""
+    """Rows of the comparison, the header first: a column a model, `*` behind what is beyond chance."""
     first = next(iter(differences.values()))
     rows = [[group_name, *(f"{letter} - A" for letter in _letters(1 + len(differences))[1:])]]
 
@@ -112,7 +112,10 @@ def notes(figures: dict[str, Any]) -> list[str]:
     )
     if figures["differences"]:
         measure = MEASURES[next(iter(figures["differences"].values()))["measure"]]
-        lines.append(f"Differences: {measure}, in points, on the same pairs; * where the 95 % interval excludes 0.")
+        lines.append(
+            f"Differences: {measure}, in points, on the same pairs; * beyond chance: the 95 % interval excludes 0 "
+            "and, but for the macro mean, the sign test gives p < 0.05."
+        )
         letters = _letters(len(figures["models"]))
         lines += [f"{letter}: {name}" for letter, name in zip(letters, figures["models"], strict=True)]
     return lines
