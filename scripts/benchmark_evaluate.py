@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo.evaluate import EvaluateArguments
-from trl_capo.models import load_model
+from trl_capo.models import find_model, load_model
 from trl_capo.scoring import completion_log_probs, tokenise_all
 
 
@@ -46,21 +46,19 @@ def dpo_evaluation(args: argparse.Namespace, dataset, base: str, folder: str):
 
 
 def capo_evaluation(args: argparse.Namespace, dataset):
-    loaded = load_model(EvaluateArguments(model_name_or_path=args.adapter))
-    pairs = [pair for pair in tokenise_all(dataset, loaded.tokenizer, args.max_length) if pair is not None]
-    options = {
-        "pad_token_id": loaded.tokenizer.pad_token_id,
-        "batch_size": args.batch_size,
-        "max_length": args.max_length,
-        "accelerator": PartialState(),
-    }
+    options = EvaluateArguments(model_name_or_path=args.adapter)
+    source = find_model(options, args.adapter)
+    model = load_model(options, source)
+    pairs = tokenise_all(dataset, source.tokenizer, args.max_length, source.name)
+    pairs = [pair for pair in pairs if pair is not None]
+    options = {"batch_size": args.batch_size, "max_length": args.max_length, "accelerator": PartialState()}
 
     def evaluate() -> None:
-        completion_log_probs(loaded.model, pairs, **options)
-        with loaded.as_base():
-            completion_log_probs(loaded.model, pairs, **options)
+        completion_log_probs(model, pairs, **options)
+        with model.disable_adapter():
+            completion_log_probs(model, pairs, **options)
 
-    return evaluate, loaded.base_name, len(pairs)
+    return evaluate, source.base, len(pairs)
 
 
 def main() -> None:

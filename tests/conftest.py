@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -157,3 +158,74 @@ def make_args(tmp_path):
 def logged(trainer, key: str) -> list[float]:
     """The values of one key in the order in which they were logged."""
     return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.fixture(scope="session")
+def pool() -> Dataset:
+    from pair_oracle import make_pool
+
+    return make_pool()
+
+
+@pytest.fixture(scope="session")
+def pool_file(pool, tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("pool") / "test.jsonl"
+    pool.to_json(file, force_ascii=False)
+    return str(file)
+
+
+def save_lora(base: str, folder) -> str:
+    torch.manual_seed(5)
+    modules = ["q_proj", "v_proj", "up_proj"]
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(LlamaForCausalLM.from_pretrained(base), lora).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def lora_dir(model_dir, tmp_path_factory) -> str:
+    return save_lora(model_dir, tmp_path_factory.mktemp("lora"))
+
+
+@pytest.fixture
+def measured(pool_file, model_dir):
+    """The figures of `trl_capo.evaluate.evaluate` for the tiny model on the pool; keywords win."""
+    from trl_capo.evaluate import EvaluateArguments, evaluate
+
+    def measure(**changes) -> dict:
+        options = {"dataset_name": pool_file, "dataset_split": "train"}
+        options |= {} if "compare" in changes else {"model_name_or_path": model_dir}
+        return evaluate(EvaluateArguments(**options | changes)).figures
+
+    return measure
+
+
+@pytest.fixture
+def options(tmp_path, model_dir, other_model_dir) -> dict:
+    """Of `trl-capo evaluate`: the tiny model against the other one on the pool of pair_oracle.py."""
+    from pair_oracle import make_pool
+
+    make_pool().to_json(tmp_path / "data.jsonl", force_ascii=False)
+    data = {"dataset_name": str(tmp_path / "data.jsonl"), "dataset_split": "train"}
+    models = {"model_name_or_path": model_dir, "ref_model": other_model_dir}
+    return data | models | {"output_dir": str(tmp_path / "out")}
+
+
+@pytest.fixture
+def command(options, capfd):
+    """Exit code, standard output and error of `trl-capo evaluate`; keywords win over `options`, None removes one."""
+    from trl_capo.evaluate import main
+
+    def call(**changes) -> tuple[int, str, str]:
+        arguments = []
+        for name, value in (options | changes).items():
+            if value is not None:
+                arguments += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+        capfd.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return (code, *capfd.readouterr())
+
+    return call

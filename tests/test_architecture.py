@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
-    ["losses", "metrics", "statistics", "plots", "citation"],
-    ["groups", "answers", "draws", "config", "arguments", "evaluate_arguments"],
+    ["losses", "metrics", "statistics", "fonts", "citation"],
+    ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments"],
     ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "scoring", "models"],
     ["recorder", "report"],
     ["trainer"],

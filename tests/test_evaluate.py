@@ -9,51 +9,12 @@ import statistics
 
 import numpy as np
 import pytest
-import torch
-from conftest import CPU_ARGUMENTS, as_conversation, save_tiny_model, tiny_config
-from pair_oracle import OPTIONS, make_pool, mean, score_pairs
-from peft import LoraConfig, PeftModel, get_peft_model
+from conftest import CPU_ARGUMENTS, as_conversation
+from pair_oracle import OPTIONS, mean, score_pairs
 from scipy.stats import binomtest
-from test_modes import LORA, load
-from transformers import BitsAndBytesConfig
+from test_modes import load
 
 from trl_capo import CAPOConfig, CAPOTrainer
-from trl_capo.evaluate import EvaluateArguments, evaluate
-
-
-@pytest.fixture(scope="module")
-def pool():
-    return make_pool()
-
-
-@pytest.fixture(scope="module")
-def pool_file(pool, tmp_path_factory) -> str:
-    file = tmp_path_factory.mktemp("data") / "test.jsonl"
-    pool.to_json(file, force_ascii=False)
-    return str(file)
-
-
-@pytest.fixture
-def measured(pool_file, model_dir):
-    """The figures of the tiny model on the pool; keywords win."""
-
-    def measure(**changes) -> dict:
-        options = {"dataset_name": pool_file, "dataset_split": "train"}
-        options |= {} if "compare" in changes else {"model_name_or_path": model_dir}
-        return evaluate(EvaluateArguments(**options | changes)).figures
-
-    return measure
-
-
-@pytest.fixture(scope="module")
-def lora_dir(model_dir, tmp_path_factory) -> str:
-    return save_lora(model_dir, tmp_path_factory.mktemp("lora"))
-
-
-def save_lora(base: str, folder) -> str:
-    torch.manual_seed(5)
-    get_peft_model(load(base), LoraConfig(**LORA, init_lora_weights=False)).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -101,30 +62,6 @@ def test_a_full_checkpoint_and_its_reference(measured, model_dir, other_model_di
     figures = measured(ref_model=other_model_dir, per_device_eval_batch_size=size, beta=0.4)
     assert_figures(the_model(figures), score_pairs(load(model_dir), load(other_model_dir), pool, beta=0.4))
     assert (figures["dataset"]["pairs"], figures["dropped_pairs"], figures["group_column"]) == (24, 0, "language")
-
-
-def test_a_lora_folder_is_measured_against_its_base(measured, model_dir, other_model_dir, lora_dir, pool):
-    tuned = PeftModel.from_pretrained(load(model_dir), lora_dir)
-    scored = score_pairs(tuned, load(model_dir), pool, beta=0.1)
-    assert_figures(the_model(measured(model_name_or_path=lora_dir)), scored)
-    assert_figures(the_model(measured(adapter=lora_dir)), scored)
-    other = score_pairs(tuned, load(other_model_dir), pool, beta=0.1)
-    assert_figures(the_model(measured(model_name_or_path=lora_dir, ref_model=other_model_dir)), other)
-
-
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_models_in_4_bits(measured, tmp_path, pool, kind):
-    base, other = (save_tiny_model(tmp_path / str(seed), seed, tiny_config(hidden_size=64)) for seed in (0, 1))
-    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
-    options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4)}
-    policy, reference = (load(f, **options).eval() for f in (base, other if kind == "full" else base))
-    asked = {"model_name_or_path": base, "ref_model": other}
-    if kind == "lora":
-        asked = {"model_name_or_path": save_lora(base, tmp_path / "lora")}
-        policy = PeftModel.from_pretrained(policy, tmp_path / "lora").eval()
-    four, full = (the_model(measured(**asked, dtype="float32", load_in_4bit=bits)) for bits in (True, False))
-    assert_figures(four, score_pairs(policy, reference, pool, beta=0.1), tolerance=1e-3)
-    assert four["overall"]["margin_mean"] != pytest.approx(full["overall"]["margin_mean"], abs=2e-3)
 
 
 def test_without_a_reference_there_are_reference_free_figures_only(measured, model_dir, pool):

@@ -1,7 +1,7 @@
-"""`trl-capo evaluate` as a command: options, YAML, what it prints and writes, its errors.
+"""`trl-capo evaluate` as a command: options, YAML, what it prints and writes.
 
 One test starts the installed command in two processes; the rest calls `trl_capo.evaluate.main`. What it measures:
-test_evaluate.py.
+test_evaluate.py; its errors: test_evaluate_bad_input.py.
 """
 
 import json
@@ -14,44 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import save_tiny_model, tiny_config
 from pair_oracle import make_pool
 from PIL import Image
 from test_distributed import run
-from test_evaluate import save_lora
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from trl_capo.evaluate import EvaluateArguments, evaluate, main
+from trl_capo.evaluate import EvaluateArguments, evaluate
 
 FILES = ["accuracy.png", "margins.png", "metrics.json", "report.md"]
-
-
-@pytest.fixture
-def options(tmp_path, model_dir, other_model_dir) -> dict:
-    make_pool().to_json(tmp_path / "data.jsonl", force_ascii=False)
-    data = {"dataset_name": str(tmp_path / "data.jsonl"), "dataset_split": "train"}
-    models = {"model_name_or_path": model_dir, "ref_model": other_model_dir}
-    return data | models | {"output_dir": str(tmp_path / "out")}
-
-
-@pytest.fixture
-def command(options, capfd):
-    """Exit code, standard output and standard error of the command; keywords win, and None leaves an option out."""
-
-    def call(**changes) -> tuple[int, str, str]:
-        arguments = []
-        for name, value in (options | changes).items():
-            if value is not None:
-                arguments += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
-        capfd.readouterr()
-        try:
-            code = main(arguments)
-        except SystemExit as stop:  # argparse
-            code = stop.code
-        return (code, *capfd.readouterr())
-
-    return call
 
 
 def written(folder: Path) -> dict:
@@ -135,6 +104,22 @@ def test_two_processes_of_the_installed_command_measure_what_one_does(options, t
     same_figures(written(tmp_path), evaluate(EvaluateArguments(**options)).figures)
 
 
+def test_the_split_is_test_or_the_only_one(command, options, tmp_path, caplog):
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    sizes = {"validation": 5, "test": 7}
+    for split, size in sizes.items():
+        make_pool().select(range(size)).to_json(folder / f"{split}.jsonl")
+        assert command(dataset_name=folder, dataset_split=None)[0] == 0
+        assert written(tmp_path)["dataset"] == {"name": str(folder), "split": split, "pairs": size}
+        said = [message for message in caplog.messages if "no split but 'validation'" in message]
+        assert len(said) == 1  # of the first run; the second has a choice
+    (folder / "test.jsonl").rename(folder / "train.jsonl")
+    code, _, errors = command(dataset_name=folder, dataset_split=None)
+    assert code == 2
+    assert all(word in errors for word in ("dataset_split='test'", "'train'", "'validation'"))
+
+
 def test_thirty_languages_have_room(command, options, tmp_path):
     rows, sizes = make_pool(60).remove_columns("language"), {}
     for count in (3, 30):
@@ -190,61 +175,12 @@ def test_all_ties_are_said(command, options, tmp_path):
         assert [row[1:4] for row in rows if row[:1] == ["sw"]] == [["8", "-", "100.0"]]
 
 
-def bad_input(kind: str, options: dict, folder: Path) -> tuple[dict, list[str]]:
-    """Changes of the options, and what the error must name."""
-    rows = make_pool().remove_columns("language")
-    if kind in ("lists", "empty file", "no chosen"):
-        rows = {"lists": rows.add_column("language", [["de"]] * 24), "empty file": rows.select([])}.get(kind, rows)
-        rows = rows.remove_columns("chosen") if kind == "no chosen" else rows
-        rows.to_parquet(folder / "bad.parquet")
-        words = {"lists": ["language", "list"], "no chosen": ["chosen"], "empty file": ["bad"]}
-        asked = {"group_column": "language"} if kind == "lists" else {}
-        return {"dataset_name": folder / "bad.parquet", **asked}, words[kind]
-    if kind == "adapter for another base":
-        wide = save_tiny_model(folder / "wide", 0, tiny_config(hidden_size=64))
-        return {"model_name_or_path": wide, "adapter": save_lora(options["ref_model"], folder / "lora")}, [
-            "lora",
-            "wide",
-        ]
-    if kind == "reference with another tokenizer":
-        other = save_tiny_model(folder / "other", 1)
-        tokens = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True)]
-        tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(other)
-        return {"ref_model": other}, ["ref_model", "other", "vocabular"]
-    if kind == "reference with a smaller vocabulary":
-        return {"ref_model": save_tiny_model(folder / "small", 1, tiny_config(vocab_size=100))}, ["small", "100"]
-    return {
-        "absent group column": ({"group_column": "nosuch"}, ["nosuch", "language"]),
-        "missing data": ({"dataset_name": "./missing.jsonl"}, ["missing.jsonl"]),
-        "missing split": ({"dataset_split": "nosuch"}, ["nosuch", "train"]),
-        "missing model": ({"model_name_or_path": "./missing"}, ["missing"]),
-        "missing reference": ({"ref_model": "./missing"}, ["missing"]),
-        "missing adapter": ({"adapter": "./missing"}, ["missing"]),
-        "no model": ({"model_name_or_path": None}, ["model_name_or_path", "compare"]),
-        "both": ({"compare": ["a", "b"]}, ["model_name_or_path", "compare"]),
-        "no pair short enough": ({"max_length": 3}, ["max_length"]),
-        "beta": ({"beta": -1}, ["beta", "-1"]),
-        "batch size": ({"per_device_eval_batch_size": 0}, ["per_device_eval_batch_size", "0"]),
-        "dtype": ({"dtype": "float99"}, ["dtype", "float99"]),
-        "unknown option": ({"nosuch": 1}, ["nosuch"]),
-    }[kind]
+def test_a_disk_that_fills_up_is_one_error(command, monkeypatch):
+    def write(*args):
+        raise OSError(28, "No space left on device")
 
-
-KINDS = """lists, empty file, no chosen, adapter for another base, reference with another tokenizer, reference with a
-smaller vocabulary, absent group column, missing data, missing split, missing model, missing reference,
-missing adapter, no model, both, no pair short enough, beta, batch size, dtype, unknown option"""
-
-
-@pytest.mark.parametrize("kind", " ".join(KINDS.split()).split(", "))
-def test_bad_input_is_one_error_and_nothing_is_written(command, options, tmp_path, kind):
-    changes, named = bad_input(kind, options, tmp_path)
-    code, output, errors = command(**changes)
-    assert code == 2, output + errors
-    assert errors.count("trl-capo evaluate: error: ") == 1
+    monkeypatch.setattr("trl_capo.evaluate.write_evaluation", write)
+    code, _, errors = command()
+    assert code == 2
+    assert "trl-capo evaluate: error: [Errno 28] No space left on device" in errors
     assert "Traceback" not in errors
-    message = errors[errors.index("trl-capo evaluate: error: ") :]
-    assert all(word in message for word in named), message
-    assert not (tmp_path / "out").exists()

@@ -16,11 +16,6 @@ from trl_capo import CAPOConfig, CAPOTrainer
 
 
 @pytest.fixture(scope="module")
-def pool() -> Dataset:
-    return make_pool()
-
-
-@pytest.fixture(scope="module")
 def scored(model_dir, other_model_dir, pool) -> list[dict]:
     scored = score_pairs(load(model_dir), load(other_model_dir), pool)
     assert all(0 < mean(f["rewards/accuracies"] for g, f in scored if g == name) < 1 for name in ("de", "sw", "日本"))
@@ -121,6 +116,15 @@ NAMES = {
     "sorted, so that batches lack groups": sorted("abcde" * 5)[:24],
     "names of the summaries": ["macro", "worst", "ties", "de"],
     "nulls": ["de", None, "sw", None],
+    "not numbers": [1.5, float("nan"), 2.0, float("nan")],
+    "nulls beside their name": ["(none)", None, "(none) (group)", None],
+    "names that others are changed to": ["macro", "macro (group)", "macro (group) (group)", "x (group)"],
+    "empty": ["", "(empty)", "(empty) (group)", "de"],
+}
+CHANGED = {None: "(none)", "": "(empty)"} | {
+    name + " (group)" * count: name + " (group)" * (count + 1)
+    for name in ("macro", "worst", "ties", "(none)", "(empty)")
+    for count in range(3)
 }
 
 
@@ -132,10 +136,11 @@ def test_groups_keep_their_names(evaluated, pairs, pool, scored, caplog, kind, c
     data = pool.remove_columns("language").add_column("language" if column == "auto" else column, names)
     options = {"group_column": column, "remove_unused_columns": remove}
     metrics = evaluated(data, pairs if column == "auto" else pairs.rename_column("language", column), **options)
-    shown = {None: "(none)", **{name: f"{name} (group)" for name in ("macro", "worst", "ties")}}
-    assert_metrics(metrics, in_evaluation(scored, names=[shown.get(name, str(name)) for name in names]))
+    shown = [CHANGED.get(name, str(name)).replace("nan", "(none)") for name in names]
+    assert len(set(shown)) == len(set(map(str, names)))
+    assert_metrics(metrics, in_evaluation(scored, names=shown))
     warned = [message for message in caplog.messages if "(none)" in message]
-    assert len(warned) == (kind == "nulls")
+    assert len(warned) == (None in names or "nan" in map(str, names))
     assert all("12 of 24" in message for message in warned)
 
 

@@ -94,13 +94,19 @@ def test_named_sets_do_not_overwrite_each_other(make_args, model_dir, other_mode
             expected |= in_evaluation(score_pairs(trainer.model, models[1], rows), f"eval_{name}_")
         assert_metrics(trainer.evaluate(), expected)
         assert_metrics(trainer.evaluate(sets), expected)
+        for name in sets:
+            alone = {key: value for key, value in expected.items() if key.startswith(f"eval_{name}_rewards")}
+            alone |= {key: value for key, value in expected.items() if key.startswith(f"eval_{name}_logps")}
+            found = trainer.evaluate(name)
+            assert_metrics(found, alone)
+            assert all(key.startswith(f"eval_{name}_") for key in found if key != "epoch"), found.keys()
         entries = [
             entry for entry in trainer.state.log_history if "eval_en_loss" in entry or "eval_en_us_loss" in entry
         ]
         entries += [entry for entry in trainer.state.log_history if "eval_sw/x_loss" in entry]
         latest = {key: value for entry in entries for key, value in entry.items()}
         assert_metrics(latest, expected)
-    assert len(logged(trainer, "eval_en_us_rewards/accuracies/macro")) == 4  # train() starts a new history
+    assert len(logged(trainer, "eval_en_us_rewards/accuracies/macro")) == 5  # train() starts a new history
 
 
 def test_a_new_data_set_after_training_brings_its_own_groups(make_args, model_dir, other_model_dir):

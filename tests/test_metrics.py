@@ -84,10 +84,5 @@ def test_macro_and_worst_by_hand():
     )
 
 
-def test_a_group_called_like_a_summary_keeps_its_own_key():
-    metrics = group_metrics([{"rewards/accuracies": 0.3, "rewards/margins": 1.0}], ["worst"])
-    assert metrics["rewards/accuracies/worst (group)"] == metrics["rewards/accuracies/worst"] == 0.3
-
-
 def test_no_groups_no_metrics():
     assert group_metrics([], []) == {}

@@ -1,4 +1,4 @@
-"""Preference pairs: where they come from, and whether they can be trained on.
+"""Preference pairs: where they come from, and whether they can be used.
 
 Every problem of a data set is found before a model is loaded and reported at once, with row numbers. What training can
 live with is counted in one warning. Streams are checked by their first rows only, since they can be read only once.
@@ -90,7 +90,7 @@ def refuse_unusable(**datasets: Dataset | IterableDataset | Mapping[str, Any] | 
         problems += [f"{name}: {problem}" for problem in found]
         warnings += [f"{name}: {warning}" for warning in odd]
     if problems:
-        raise ValueError("the preference data cannot be trained on:\n" + "\n".join(f"- {line}" for line in problems))
+        raise ValueError("the preference data cannot be used:\n" + "\n".join(f"- {line}" for line in problems))
     return warnings
 
 
@@ -138,7 +138,7 @@ def _examine(dataset: Dataset | IterableDataset) -> tuple[list[str], list[str]]:
                 warnings[message].append(index)
     same = warnings.get(_SAME)
     if same and len(same) == total:
-        return ["every pair has chosen equal to rejected: there is no preference to learn"], []
+        return ["every pair has chosen equal to rejected: there is no preference in it"], []
     return [_count(*item, total) for item in errors.items()], [_count(*item, total) for item in warnings.items()]
 
 
@@ -147,7 +147,7 @@ def _count(message: str, indices: list[int], total: int) -> str:
     return f"{message} in {len(indices):,} of {total:,} rows (row {shown})"
 
 
-_SAME = "chosen equals rejected, which teaches no preference,"
+_SAME = "chosen equals rejected, which says nothing of a preference,"
 
 
 def _row_errors(row: Mapping[str, Any]) -> list[str]:

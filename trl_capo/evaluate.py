@@ -8,14 +8,16 @@ GPUs, or call `evaluate` from Python. Text only: vision data are refused.
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.logging import get_logger
+from accelerate.utils.memory import clear_device_cache
 from tqdm import tqdm
 from trl import TrlParser
 
@@ -24,10 +26,12 @@ from trl_capo.arguments import parse_alone
 from trl_capo.data import check_preference_data, load_preference_data, select_split
 from trl_capo.evaluate_arguments import EvaluateArguments
 from trl_capo.groups import find_groups
-from trl_capo.models import LoadedModel, load_model, load_reference, processes
-from trl_capo.report import check_available, print_evaluation, write_evaluation
+from trl_capo.models import ModelSource, find_model, load_model, processes, refuse_other_vocabulary
+from trl_capo.report import check_available, check_output, print_evaluation, write_evaluation
 from trl_capo.scoring import TokenisedPair, completion_log_probs, tokenise_all
 from trl_capo.statistics import model_differences, model_figures
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,13 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     """
     processes()
     args._check()
-    models = args.compare or [args.model_name_or_path]
+    models = _find_models(args)
+    reference = None if args.ref_model is None else find_model(args, args.ref_model, "ref_model")
+    for model in models.values() if reference is not None else ():
+        refuse_other_vocabulary(reference, model)
     splits = load_preference_data(args.dataset_name, config=args.dataset_config)
-    dataset = select_split(splits, args.dataset_split, "dataset_split")
+    split = args.dataset_split or _default_split(splits, args.dataset_name)
+    dataset = select_split(splits, split, "dataset_split")
     check_preference_data(**{args.dataset_name: dataset})
     if {"image", "images"} & set(dataset.column_names):
         raise ValueError(f"{args.dataset_name}: it has images; trl-capo evaluate scores text only.")
@@ -58,26 +66,22 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     ]
 
     started = time.perf_counter()
-    score_model = _Scorer(args, dataset)
-    shown = [args.adapter] if args.adapter and not args.compare else models
-    scores = {name: score_model(model) for name, model in zip(_names(shown), models, strict=True)}
-    seconds = time.perf_counter() - started
-    kept = np.all([score.pop("kept") for score in scores.values()], axis=0)
-    if not kept.any():
+    tokenised = {name: tokenise_all(dataset, model.tokenizer, args.max_length, name) for name, model in models.items()}
+    kept = [None not in row for row in zip(*tokenised.values(), strict=True)]
+    if not any(kept):
         raise ValueError(f"max_length={args.max_length}: no pair has a prompt shorter than that.")
     groups = None if groups is None else list(compress(groups, kept))
     other_groups = {name: list(compress(labels, kept)) for name, labels in further}
-    for score in scores.values():
-        score["normalised"] = score["normalised"][kept]
-        score["margins"] = None if score["margins"] is None else score["margins"][kept]
+    scorer = _Scorer(args, reference)
+    scores = {name: scorer.score(model, list(compress(tokenised[name], kept))) for name, model in models.items()}
     figures = {
-        "dataset": {"name": args.dataset_name, "split": args.dataset_split, "pairs": int(kept.sum())},
-        "dropped_pairs": int((~kept).sum()),
+        "dataset": {"name": args.dataset_name, "split": split, "pairs": sum(kept)},
+        "dropped_pairs": len(kept) - sum(kept),
         "group_column": column,
         "beta": args.beta,
         "max_length": args.max_length,
         "seed": args.seed,
-        "seconds": seconds,
+        "seconds": time.perf_counter() - started,
         "models": {name: model_figures(groups, other_groups, **score) for name, score in scores.items()},
         "differences": model_differences(groups, scores, args.seed),
         "versions": {"trl-capo": __version__}
@@ -86,81 +90,106 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     return Evaluation(figures, groups, {name: score["margins"] for name, score in scores.items()})
 
 
-class _Scorer:
-    """Scores one model after the other on a data set; a reference that several of them share is scored once."""
+def _default_split(splits: Mapping[str, Any], name: str) -> str:
+    only = next(iter(splits))
+    if len(splits) > 1 or only == "test":
+        return "test"
+    logger.warning(f"{name} has no split but {only!r}, so that is what is measured.")
+    return only
 
-    def __init__(self, args: EvaluateArguments, dataset: Any) -> None:
+
+def _find_models(args: EvaluateArguments) -> dict[str, ModelSource]:
+    """The models to measure by the names under which they are reported: a repeated one has its number behind it."""
+    if args.compare:
+        found = [find_model(args, name, "compare") for name in args.compare]
+    else:
+        found = [find_model(args, args.model_name_or_path, adapter=args.adapter)]
+    names = [model.name for model in found]
+    repeats = [names[:index].count(name) for index, name in enumerate(names)]
+    shown = [f"{name} ({count + 1})" if count else name for name, count in zip(names, repeats, strict=True)]
+    return dict(zip(shown, found, strict=True))
+
+
+class _Scorer:
+    """Scores one model after the other; a reference that several of them share is scored once.
+
+    Args:
+        args: the options of loading and scoring.
+        reference: the reference of every model; None where each adapter has its base, and other models have none.
+    """
+
+    def __init__(self, args: EvaluateArguments, reference: ModelSource | None) -> None:
         self.args = args
-        self.dataset = dataset
+        self.reference = reference
         self._references: dict[str, tuple[list[TokenisedPair], np.ndarray]] = {}
 
-    def __call__(self, name: str) -> dict[str, Any]:
-        """Margins and per-token differences of the model on every pair, which pairs fit, and the reference's name."""
-        args = replace(self.args, model_name_or_path=name)
-        loaded = load_model(args)
-        tokenised = tokenise_all(self.dataset, loaded.tokenizer, args.max_length)
-        kept = np.array([pair is not None for pair in tokenised])
-        pairs = [pair for pair in tokenised if pair is not None]
-        policy, lengths = self._score(loaded, pairs)
-        broken = int((~np.isfinite(policy)).any(axis=1).sum())
-        if broken:
-            raise ValueError(
-                f"{name!r} gives {broken:,} of {len(pairs):,} pairs a log-probability that is not finite."
-            )
-        reference_name, reference = args.ref_model or loaded.base_name, None
-        if reference_name is not None:
-            known_pairs, reference = self._references.get(reference_name, (None, None))
-            if known_pairs != pairs:
-                reference = self._score_reference(args, loaded, pairs)
-                self._references[reference_name] = pairs, reference
-        rewards = None if reference is None else args.beta * (policy - reference)
+    def score(self, source: ModelSource, pairs: list[TokenisedPair]) -> dict[str, Any]:
+        """Margins and per-token differences of the model on every pair, and the reference's name."""
+        if self.reference is not None:
+            reference_name = self.reference.name
+        else:
+            reference_name = source.base if source.adapter is not None else None
+        known_pairs, reference = self._references.get(reference_name, (None, None))
+        unknown = reference_name is not None and known_pairs != pairs
+        own_base = unknown and self.reference is None
+        (policy, lengths), *base = self._measure(source, pairs, and_base=own_base)
+        if unknown:
+            ((reference, _),) = base if own_base else self._measure(self.reference, pairs)
+            self._references[reference_name] = pairs, reference
+        rewards = None if reference is None else self.args.beta * (policy - reference)
         normalised = policy / np.maximum(lengths, 1)
         return {
-            "kept": kept,
-            "margins": None if rewards is None else _spread(rewards[:, 0] - rewards[:, 1], kept),
-            "normalised": _spread(normalised[:, 0] - normalised[:, 1], kept),
+            "margins": None if rewards is None else rewards[:, 0] - rewards[:, 1],
+            "normalised": normalised[:, 0] - normalised[:, 1],
             "reference": reference_name,
         }
 
-    def _score_reference(self, args: EvaluateArguments, loaded: LoadedModel, pairs: list[TokenisedPair]) -> np.ndarray:
-        if args.ref_model is not None:
-            return self._score(load_reference(args, loaded.name, loaded.vocabulary), pairs)[0]
-        with loaded.as_base():
-            return self._score(replace(loaded, name=loaded.base_name), pairs)[0]
+    def _measure(
+        self, source: ModelSource, pairs: list[TokenisedPair], *, and_base: bool = False
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`_log_probs` of a model, and of its adapter's base; never are two models in memory."""
+        model = load_model(self.args, source)
+        results = [self._log_probs(source.name, model, pairs)]
+        if and_base:
+            with model.disable_adapter():
+                results.append(self._log_probs(source.base, model, pairs))
+        del model
+        clear_device_cache(garbage_collection=True)  # a model's modules refer to each other in circles
+        return results
 
-    def _score(self, model: LoadedModel, pairs: list[TokenisedPair]) -> tuple[np.ndarray, np.ndarray]:
+    def _log_probs(self, name: str, model: Any, pairs: list[TokenisedPair]) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 2) log-probabilities of the completions under the model, and (N, 2) their numbers of tokens."""
         state = processes()
-        with tqdm(
+        bar = tqdm(
             total=len(pairs),
-            desc=f"Scoring {model.name}",
+            desc=f"Scoring {name}",
             unit="pair",
             bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
             disable=not state.is_main_process,
-        ) as bar:
-            return completion_log_probs(
-                model.model,
+        )
+        try:
+            log_probs, lengths = completion_log_probs(
+                model,
                 pairs,
-                pad_token_id=model.tokenizer.pad_token_id,
                 batch_size=self.args.per_device_eval_batch_size,
                 max_length=self.args.max_length,
                 accelerator=state,
                 advance=bar.update,
             )
-
-
-def _names(models: Sequence[str]) -> list[str]:
-    """The models' names, a repeated one with its number behind it."""
-    return [
-        name if models[:index].count(name) == 0 else f"{name} ({models[:index].count(name) + 1})"
-        for index, name in enumerate(models)
-    ]
-
-
-def _spread(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Values of the kept pairs, back at their places among all pairs."""
-    spread = np.full(len(kept), np.nan)
-    spread[kept] = values
-    return spread
+        except RuntimeError as error:  # bitsandbytes finds some shapes unfit only when it computes with them
+            if not self.args.load_in_4bit:
+                raise
+            raise ValueError(
+                f"load_in_4bit: {name!r} cannot be computed in 4 bits ({error}). Leave load_in_4bit out."
+            ) from error
+        finally:
+            bar.close()
+        broken = int((~np.isfinite(log_probs)).any(axis=1).sum())
+        if broken:
+            raise ValueError(
+                f"{name!r} gives {broken:,} of {len(pairs):,} pairs a log-probability that is not finite."
+            )
+        return log_probs, lengths
 
 
 def make_parser() -> TrlParser:
@@ -172,18 +201,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one process of an evaluation; returns the exit code."""
     try:
         (args,) = parse_alone(sys.argv[1:] if argv is None else argv, make_parser())
-        if args.output_dir is not None and Path(args.output_dir).is_file():
-            raise ValueError(f"output_dir={args.output_dir!r} is a file.")
         check_available()
+        folder = None if args.output_dir is None else Path(args.output_dir)
+        if folder is not None:
+            check_output(folder)
         evaluation = evaluate(args)
-    except (ValueError, NotImplementedError, OSError) as error:
+        if processes().is_main_process:
+            print_evaluation(evaluation.figures)
+            if folder is not None:
+                write_evaluation(evaluation.figures, evaluation.labels, evaluation.margins, folder)
+    except (ValueError, NotImplementedError, OSError, ImportError) as error:
         if processes().is_main_process:
             print(f"trl-capo evaluate: error: {error}", file=sys.stderr)
         return 2
-    if processes().is_main_process:
-        print_evaluation(evaluation.figures)
-        if args.output_dir is not None:
-            write_evaluation(evaluation.figures, evaluation.labels, evaluation.margins, Path(args.output_dir))
     processes().destroy_process_group()
     return 0
 

@@ -1,6 +1,7 @@
 """The arguments of `trl-capo evaluate`."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from trl_capo.groups import parse_group_column
 
@@ -24,7 +25,9 @@ class EvaluateArguments:
     )
     dataset_name: str | None = field(default=None, metadata={"help": "Pairs: hub name, local folder or file."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_split: str = field(default="test", metadata={"help": "Which split to evaluate on."})
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Which split to evaluate on; by default `test`, or the only one there is."}
+    )
     group_column: str | None = field(
         default="auto",
         metadata={"help": "Column of the groups; 'auto': `language` where there is one; 'none': no groups."},
@@ -68,5 +71,7 @@ class EvaluateArguments:
             problems.append(f"max_length={self.max_length}: give 2 or more, or none.")
         if self.dtype not in DTYPES:
             problems.append(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}.")
+        if self.load_in_4bit and find_spec("bitsandbytes") is None:
+            problems.append("load_in_4bit needs bitsandbytes: pip install 'trl-capo[quantization]'.")
         if problems:
             raise ValueError(" ".join(problems))

@@ -1,18 +1,25 @@
 """Groups of preference pairs, by a column such as `language`.
 
 A group's label is text. Missing values form a group of their own, `(none)`, and are counted; a value that is neither
-text nor a number names nothing and is refused with its row.
+text nor a number names nothing and is refused with its row. Labels stand in metric keys and tables as they are, so a
+label that would read like something else there is changed here, once.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
+from trl_capo.metrics import SUMMARIES
+
 logger = get_logger(__name__)
 
 MISSING = "(none)"
+EMPTY = "(empty)"
+RESERVED = (*SUMMARIES, MISSING, EMPTY)
+"""Labels that mean something other than a group of that name."""
 DEFAULT_COLUMN = "language"
 
 
@@ -44,10 +51,20 @@ def resolve_group_column(columns: Iterable[str], group_column: str | None, name:
 
 
 def group_label(value: Any) -> str | None:
-    """A cell's group, `(none)` for a missing value, or None if the cell cannot name a group."""
-    if value is None:
+    """A cell's group, or None if the cell cannot name one.
+
+    `(none)` is the group of missing values, `(empty)` that of text without a visible character. Text that reads like
+    one of RESERVED gets ` (group)` behind it, and so does such text that has it already: no two texts share a label.
+    """
+    if value is None or value != value:  # NaN, as tables read with pandas have it
         return MISSING
-    return str(value) if isinstance(value, str | int | float) else None
+    if not isinstance(value, str | int | float):
+        return None
+    label = str(value)
+    if not label.strip():
+        return EMPTY
+    plain = re.fullmatch(r"(.*?)( \(group\))*", label, re.DOTALL)[1]
+    return f"{label} (group)" if plain in RESERVED else label
 
 
 def group_labels(dataset: Dataset, column: str, name: str) -> list[str]:

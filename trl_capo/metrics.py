@@ -100,15 +100,13 @@ class PairWindow:
 def group_metrics(by_group: Sequence[dict[str, float]], labels: Sequence[str]) -> dict[str, float]:
     """Reward accuracy and margin of every group that has pairs, and the accuracies' macro mean and worst.
 
-    Keys are `rewards/accuracies/<group>` and `rewards/margins/<group>`; a group that is called like one of SUMMARIES
-    has ` (group)` behind its name.
+    Keys are `rewards/accuracies/<group>` and `rewards/margins/<group>`; no group may be called like one of SUMMARIES.
     """
     metrics = {}
     known = [(label, values) for label, values in zip(labels, by_group, strict=True) if values]
     for label, values in known:
-        shown = f"{label} (group)" if label in SUMMARIES else label
-        metrics[f"rewards/accuracies/{shown}"] = values["rewards/accuracies"]
-        metrics[f"rewards/margins/{shown}"] = values["rewards/margins"]
+        metrics[f"rewards/accuracies/{label}"] = values["rewards/accuracies"]
+        metrics[f"rewards/margins/{label}"] = values["rewards/margins"]
     if known:
         accuracies = [values["rewards/accuracies"] for _, values in known]
         metrics["rewards/accuracies/macro"] = sum(accuracies) / len(accuracies)

@@ -4,22 +4,75 @@ They use position and shape, not hue, and give every group a line of its own, so
 languages or more. Needs matplotlib (extra `report`).
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trl_capo.fonts import choose_fonts
+
 MEASURES = {"accuracy": "reward accuracy", "reference_free_accuracy": "reference-free accuracy"}
 MARKERS = "osD^vP*X"
+LINES = 60
+"""Roughly how many lines of points a plot may have before it is too long to read."""
 
 
-def _figure(groups: Sequence[str], lines_per_group: float) -> tuple[Any, Any]:
+def plot_evaluation(
+    figures: dict[str, Any], labels: Sequence[str] | None, margins: dict[str, np.ndarray | None], folder: Path
+) -> tuple[list[str], list[str]]:
+    """Draw accuracy.png and, with rewards, margins.png of the first model.
+
+    Args:
+        figures: in the schema of docs/evaluate.md.
+        labels: (N,) the pairs' groups, or None for none.
+        margins: of every model, (N,) margins, or None without a reference.
+        folder: where the files go.
+
+    Returns:
+        The names of the files, and what a reader must know beside them.
+    """
+    import matplotlib
+
+    models = figures["models"]
+    key = "accuracy" if all(model["overall"]["accuracy"] is not None for model in models.values()) else None
+    key = key or "reference_free_accuracy"
+    groups, remarks = _choose_groups(models, key)
+    fonts, undrawable = choose_fonts([*groups, *models])
+    names = {name: f"#{number}" for number, name in enumerate([*groups, *models], 1) if undrawable & set(name)}
+    if names:
+        listed = ", ".join(f"{stand_in} is {name}" for name, stand_in in names.items())
+        remarks.append(f"No installed font has the letters of some names. In the plots, {listed}.")
+    with matplotlib.rc_context({"font.family": fonts}):
+        files = [_plot_accuracy(models, key, groups, names, folder / "accuracy.png")]
+        first, values = next(iter(margins.items()))
+        if values is not None:
+            path = folder / "margins.png"
+            files.append(_plot_margins(labels, values, groups, names, names.get(first, first), path))
+    return files, remarks
+
+
+def _choose_groups(models: dict[str, Any], key: str) -> tuple[list[str], list[str]]:
+    """The groups to show, in the order of their names: where they are too many, those with the lowest figures."""
+    name, first = next(iter(models.items()))
+    most = max(10, int(LINES / max(1.0, 0.6 * len(models))))
+    known = [group for group, values in first["groups"].items() if values[key] is not None]
+    if len(first["groups"]) <= most:
+        return list(first["groups"]), []
+    lowest = sorted(known, key=lambda group: first["groups"][group][key])[:most]
+    remark = (
+        f"The plots show the {len(lowest)} of {len(first['groups'])} groups with the lowest {MEASURES[key]} of {name}."
+    )
+    return sorted(lowest), [remark]
+
+
+def _figure(groups: Sequence[str], lines_per_group: float, models: int = 0) -> tuple[Any, Any]:
+    """A figure and its axes with a place on the y axis for each group, a rule before the last, room for a legend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1.4 + 0.28 * len(groups) * max(1.0, lines_per_group)), layout="constrained", dpi=120)
+    height = 1.4 + 0.28 * len(groups) * max(1.0, lines_per_group) + 0.18 * models
+    figure = Figure(figsize=(8, height), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_yticks(range(len(groups)), [group if len(group) <= 30 else group[:29] + "…" for group in groups])
@@ -28,21 +81,19 @@ def _figure(groups: Sequence[str], lines_per_group: float) -> tuple[Any, Any]:
     axes.xaxis.label.set_parse_math(False)
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.grid(axis="x", color="0.85")
+    axes.axhline(len(groups) - 1.5, color="0.7", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def plot_accuracy(figures: dict[str, Any], path: Path) -> list[Path]:
-    """Accuracy of every model with its 95 % interval, a line a group; returns the file, or nothing without numbers."""
-    models = figures["models"]
-    key = "accuracy" if all(model["overall"]["accuracy"] is not None for model in models.values()) else None
-    key = key or "reference_free_accuracy"
-    groups = [*next(iter(models.values()))["groups"], "all pairs"]
-    figure, axes = _figure(groups, 0.6 * len(models))
+def _plot_accuracy(models: dict[str, Any], key: str, groups: Sequence[str], names: dict[str, str], path: Path) -> str:
+    """Accuracy of every model with its 95 % interval, a line a group."""
+    rows = [*(names.get(group, group) for group in groups), "all pairs"]
+    figure, axes = _figure(rows, 0.6 * len(models), len(models) if len(models) > 1 else 0)
     for index, (name, model) in enumerate(models.items()):
-        values = [*model["groups"].values(), model["overall"]]
-        place = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * 0.6 / len(models)
+        values = [*(model["groups"][group] for group in groups), model["overall"]]
+        place = np.arange(len(rows)) + (index - (len(models) - 1) / 2) * 0.6 / len(models)
         known = [row for row, value in enumerate(values) if value[key] is not None]
         centre = np.array([values[row][key] for row in known])
         bounds = np.array([values[row][f"{key}_95"] for row in known])
@@ -56,30 +107,32 @@ def plot_accuracy(figures: dict[str, Any], path: Path) -> list[Path]:
             markersize=5,
             capsize=2,
             linewidth=1.2,
-            label=name,
+            label=_end(names.get(name, name), 90),
         )
     axes.axvline(0.5, color="0.4", linestyle=":", linewidth=1)
-    axes.axhline(len(groups) - 1.5, color="0.7", linewidth=0.8)
     axes.set_xlabel(f"{MEASURES[key]} with 95 % interval (dotted: chance)")
     if len(models) > 1:
         legend = figure.legend(loc="outside upper center", fontsize=8, ncols=1, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
-    return [_save(figure, path)]
+    return _save(figure, path)
 
 
-def plot_margins(labels: Sequence[str] | None, margins: dict[str, np.ndarray | None], path: Path) -> list[Path]:
-    """Distribution of the first model's margins, a box a group (median, quartiles, 5 and 95 %)."""
-    name, values = next(iter(margins.items()))
-    if values is None:
-        return []
-    labels = labels or ["all pairs"] * len(values)
-    groups = sorted(set(labels))
-    figure, axes = _figure(groups, 1.0)
+def _plot_margins(
+    labels: Sequence[str] | None,
+    values: np.ndarray,
+    groups: Sequence[str],
+    names: dict[str, str],
+    model: str,
+    path: Path,
+) -> str:
+    """Distribution of a model's margins, a box a group (median, quartiles, 5 and 95 %)."""
     labels = np.asarray(labels, dtype=object)
+    rows = [*(names.get(group, group) for group in groups), "all pairs"]
+    figure, axes = _figure(rows, 1.0)
     axes.boxplot(
-        [values[labels == group] for group in groups],
-        positions=range(len(groups)),
+        [*(values[labels == group] for group in groups), values],
+        positions=range(len(rows)),
         orientation="horizontal",
         whis=(5, 95),
         showfliers=False,
@@ -91,13 +144,15 @@ def plot_margins(labels: Sequence[str] | None, margins: dict[str, np.ndarray | N
         capprops={"color": "0.4"},
     )
     axes.axvline(0, color="0.4", linestyle=":", linewidth=1)
-    shown = name if len(name) <= 60 else f"…{name[-59:]}"
-    axes.set_xlabel(f"margin in units of reward: median, quartiles, 5 to 95 %\n{shown}", fontsize=9)
-    return [_save(figure, path)]
+    axes.set_xlabel(f"margin in units of reward: median, quartiles, 5 to 95 %\n{_end(model, 60)}", fontsize=9)
+    return _save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> Path:
-    unfinished = path.with_name(path.name + ".part")
-    figure.savefig(unfinished, format="png")
-    os.replace(unfinished, path)
-    return path
+def _end(name: str, length: int) -> str:
+    """The end of a long name, which tells folders apart."""
+    return name if len(name) <= length else f"…{name[1 - length :]}"
+
+
+def _save(figure: Any, path: Path) -> str:
+    figure.savefig(path, format="png")
+    return path.name

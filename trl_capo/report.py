@@ -1,17 +1,23 @@
 """What an evaluation leaves behind: tables in the terminal (rich), report.md, metrics.json and the plots."""
 
 import importlib.util
+import itertools
 import json
+import logging
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
-from trl_capo.plots import MEASURES, plot_accuracy, plot_margins
+from trl_capo.plots import MEASURES, plot_evaluation
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+logger = logging.getLogger(__name__)
+
+FILES = ("metrics.json", "report.md", "accuracy.png", "margins.png")
 SUMMARIES = {"overall": "all pairs", "macro": "macro mean"}
 
 
@@ -23,6 +29,12 @@ def _percent(value: float | None, interval: Sequence[float] | None = None) -> st
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _letters(count: int) -> list[str]:
+    """Names of models in a table: A, B, ..., Z, AA, AB, ..."""
+    words = ("".join(word) for size in itertools.count(1) for word in itertools.product(ascii_uppercase, repeat=size))
+    return list(itertools.islice(words, count))
 
 
 def model_table(model: dict[str, Any], group_name: str) -> list[list[str]]:
@@ -60,9 +72,9 @@ def model_table(model: dict[str, Any], group_name: str) -> list[list[str]]:
 
 
 def difference_table(differences: dict[str, Any], group_name: str) -> list[list[str]]:
-    """Rows of the comparison, the header first: a column a model, `*` where the interval excludes no difference."""
+    """Rows of the comparison, the header first: a column a model, `*` behind what is beyond chance."""
     first = next(iter(differences.values()))
-    rows = [[group_name, *(f"{letter} - A" for letter in LETTERS[1 : 1 + len(differences)])]]
+    rows = [[group_name, *(f"{letter} - A" for letter in _letters(1 + len(differences))[1:])]]
 
     def cell(found: dict[str, Any]) -> str:
         low, high = found["interval_95"]
@@ -100,8 +112,12 @@ def notes(figures: dict[str, Any]) -> list[str]:
     )
     if figures["differences"]:
         measure = MEASURES[next(iter(figures["differences"].values()))["measure"]]
-        lines.append(f"Differences: {measure}, in points, on the same pairs; * where the 95 % interval excludes 0.")
-        lines += [f"{letter}: {name}" for letter, name in zip(LETTERS, figures["models"], strict=False)]
+        lines.append(
+            f"Differences: {measure}, in points, on the same pairs; * beyond chance: the 95 % interval excludes 0 "
+            "and, but for the macro mean, the sign test gives p < 0.05."
+        )
+        letters = _letters(len(figures["models"]))
+        lines += [f"{letter}: {name}" for letter, name in zip(letters, figures["models"], strict=True)]
     return lines
 
 
@@ -110,6 +126,20 @@ def check_available() -> None:
     missing = [package for package in ("rich", "matplotlib") if importlib.util.find_spec(package) is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} not installed: pip install 'trl-capo[report]'")
+
+
+def check_output(folder: Path) -> None:
+    """Raise ValueError where the files could not be written into the folder; nothing is made."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    blocked = [folder / name for name in FILES if (folder / name).is_dir()]
+    if blocked:
+        raise ValueError(f"output_dir={str(folder)!r}: {blocked[0]} is a folder. Give another output_dir.")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise ValueError(
+            f"output_dir={str(folder)!r}: {place} cannot be written to ({error.strerror}). Give another output_dir."
+        ) from error
 
 
 def print_evaluation(figures: dict[str, Any]) -> None:
@@ -157,28 +187,44 @@ def _tables(figures: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
 def write_evaluation(
     figures: dict[str, Any], labels: Sequence[str] | None, margins: dict[str, np.ndarray | None], folder: Path
 ) -> None:
-    """Write metrics.json, report.md and the plots; each file appears whole or not at all."""
+    """Write FILES into the folder in place of those of an earlier run; without rewards there is no margins.png.
+
+    They are made in a folder of their own first, so that what fails leaves everything as it was. metrics.json goes
+    first and comes last: where it is, the others are of its run.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    plots = plot_accuracy(figures, folder / "accuracy.png")
-    plots += plot_margins(labels, margins, folder / "margins.png")
+    with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as unfinished:
+        _make_files(figures, labels, margins, Path(unfinished))
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        for name in reversed(FILES):
+            if (made := Path(unfinished) / name).exists():
+                os.replace(made, folder / name)
+
+
+def _make_files(
+    figures: dict[str, Any], labels: Sequence[str] | None, margins: dict[str, np.ndarray | None], folder: Path
+) -> None:
+    try:
+        plots, remarks = plot_evaluation(figures, labels, margins, folder)
+    except (RuntimeError, ValueError) as error:  # of matplotlib; the figures are worth more than their pictures
+        plots, remarks = [], [f"There are no plots, because drawing them failed: {error}"]
+        logger.warning(remarks[0])
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
     data = figures["dataset"]
     lines = [f"# Evaluation on {data['name']}, split {data['split']}: {data['pairs']:,} pairs", ""]
     for title, rows in _tables(figures):
         lines += [f"## {title}", "", _markdown(rows), ""]
-    lines += [f"- {line}" for line in notes(figures)] + [""]
-    lines += [f"![{plot.stem} per group]({plot.name})" for plot in plots]
+    lines += [f"- {line}" for line in notes(figures) + remarks] + [""]
+    lines += [f"![{Path(name).stem} per group]({name})" for name in plots]
     lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in figures["versions"].items()) + "."]
-    _write(folder / "report.md", "\n".join(lines) + "\n")
-    _write(folder / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    content = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "metrics.json").write_text(content + "\n", encoding="utf-8")
 
 
 def _markdown(rows: list[list[str]]) -> str:
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in [cells[0], rule, *cells[1:]])
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

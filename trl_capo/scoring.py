@@ -5,6 +5,7 @@ and the rejected completion of a pair need not meet in a batch. TRL's fused head
 of the vocabulary's size. On several processes each scores its share of the batches.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from jinja2 import TemplateError
 from trl import extract_prompt, is_conversational
 from trl.trainer.utils import add_fused_lm_head
 
@@ -29,16 +31,25 @@ class TokenisedPair:
 def tokenise(pair: Mapping[str, Any], tokenizer: Any) -> TokenisedPair:
     """Tokenise a pair in TRL's standard or conversational format, with or without an explicit prompt.
 
+    A chat template gets the pair's `tools` (a list, or JSON) and `chat_template_kwargs`.
+
     Prompt and completion are tokenised together and cut where the texts leave the tokenised prompt, as TRL does.
+
+    Raises:
+        ValueError, TypeError, jinja2.TemplateError: the tokenizer, or its chat template, cannot.
     """
-    pair = extract_prompt(dict(pair)) if "prompt" not in pair else pair
+    pair = pair if "prompt" in pair else {**pair, **extract_prompt(dict(pair))}
     if is_conversational(pair):
-        options = {"tokenize": True, "return_dict": False, **(pair.get("chat_template_kwargs") or {})}
+        tools = pair.get("tools")
+        options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+        options |= {"tokenize": True, "return_dict": False, **(pair.get("chat_template_kwargs") or {})}
         encode = tokenizer.apply_chat_template
         prompt = encode(pair["prompt"], add_generation_prompt=True, **options)
         texts = [encode(pair["prompt"] + pair[side], **options) for side in ("chosen", "rejected")]
     else:
         eos = tokenizer.eos_token
+        if eos is None:
+            raise ValueError("it has no end-of-sequence token to end answers with; set eos_token in its files")
         ended = [pair[side] if pair[side].endswith(eos) else pair[side] + eos for side in ("chosen", "rejected")]
         prompt = tokenizer(pair["prompt"])["input_ids"]
         texts = [tokenizer(pair["prompt"] + text)["input_ids"] for text in ended]
@@ -51,10 +62,20 @@ def _shared_length(first: Sequence[int], second: Sequence[int]) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def tokenise_all(dataset: Dataset, tokenizer: Any, max_length: int | None) -> list[TokenisedPair | None]:
-    """Tokenise every pair; None for those whose prompt alone fills `max_length` (TRL drops them too)."""
-    pairs = [tokenise(row, tokenizer) for row in dataset]
-    return [None if max_length is not None and len(pair.prompt) >= max_length else pair for pair in pairs]
+def tokenise_all(dataset: Dataset, tokenizer: Any, max_length: int | None, name: str) -> list[TokenisedPair | None]:
+    """Tokenise every pair; None for those whose prompt alone fills `max_length` (TRL drops them too).
+
+    Raises:
+        ValueError: a row cannot be tokenised; `name` says by which model's tokenizer.
+    """
+    pairs = []
+    for index, row in enumerate(dataset):
+        try:
+            pair = tokenise(row, tokenizer)
+        except (TemplateError, TypeError, ValueError) as error:  # what chat templates raise
+            raise ValueError(f"the tokenizer of {name!r} cannot tokenise row {index}: {error}") from error
+        pairs.append(None if max_length is not None and len(pair.prompt) >= max_length else pair)
+    return pairs
 
 
 @torch.no_grad()
@@ -62,7 +83,6 @@ def completion_log_probs(
     model: Any,
     pairs: Sequence[TokenisedPair],
     *,
-    pad_token_id: int,
     batch_size: int,
     max_length: int | None,
     accelerator: Any,
@@ -89,7 +109,7 @@ def completion_log_probs(
     batches = [order[start : start + 2 * batch_size] for start in range(0, len(order), 2 * batch_size)]
     done = []
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-        log_probs = _score_batch(model, [sequences[index] for index in batch], pad_token_id, accelerator.device)
+        log_probs = _score_batch(model, [sequences[index] for index in batch], accelerator.device)
         done.append((batch, log_probs))
         advance(len(batch) / 2 * accelerator.num_processes)
     scores = np.zeros(len(sequences))
@@ -100,9 +120,9 @@ def completion_log_probs(
     return scores.reshape(-1, 2), lengths.reshape(-1, 2)
 
 
-def _score_batch(model: Any, sequences: list[tuple[list[int], int]], pad_token_id: int, device: Any) -> list[float]:
+def _score_batch(model: Any, sequences: list[tuple[list[int], int]], device: Any) -> list[float]:
     longest = max(len(ids) for ids, _ in sequences)
-    input_ids = torch.full((len(sequences), longest), pad_token_id)
+    input_ids = torch.zeros(len(sequences), longest, dtype=torch.long)  # padding is masked: any token serves
     attention_mask = torch.zeros_like(input_ids)
     labels = torch.full_like(input_ids, -100)
     for row, (ids, start) in enumerate(sequences):

@@ -227,6 +227,9 @@ class CAPOTrainer(DPOTrainer):
             check_preference_data(eval_dataset=eval_dataset)
             eval_dataset = self._capo_index.number(eval_dataset, "eval_dataset")
             self._capo_keep_streams_local(eval_dataset)
+        # Transformers adds the names when it evaluates all named data sets, but not for one that is asked for by name.
+        if isinstance(eval_dataset, str) and not metric_key_prefix.endswith(f"_{eval_dataset}"):
+            metric_key_prefix = f"{metric_key_prefix}_{eval_dataset}"
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
