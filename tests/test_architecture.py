@@ -9,12 +9,12 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
-    ["losses", "metrics", "statistics", "fonts", "citation"],
+    ["losses", "agreement", "baselines", "metrics", "statistics", "fonts", "frozen", "citation"],
     ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments"],
-    ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "scoring", "models"],
-    ["recorder", "report"],
-    ["trainer"],
-    ["train", "evaluate", "noise_command"],
+    ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "seam", "scoring", "models"],
+    ["recorder", "report", "study_methods", "study_config", "study_table", "study_plots", "study_report"],
+    ["trainer", "study_trainer", "study_run"],
+    ["train", "evaluate", "study", "noise_command", "study_command"],
     ["cli"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]

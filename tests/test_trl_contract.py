@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from trl_capo import CAPOTrainer
 from trl_capo.pairs import PAIR
-from trl_capo.trainer import _FirstOutput
+from trl_capo.seam import FirstOutput
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
 
@@ -190,7 +190,7 @@ def test_a_step_takes_one_policy_forward_and_one_reference_forward(
 
 def test_only_the_first_forward_is_recorded():
     outputs = iter(["first", "second"])
-    model = _FirstOutput(lambda: next(outputs))
+    model = FirstOutput(lambda: next(outputs))
     assert [model(), model(), model.value] == ["first", "second", "first"]
 
 

@@ -18,6 +18,7 @@ LAUNCHED = {
 }
 DIRECT = {
     "noise": "write a data set with noise of a known kind and amount in its preference pairs",
+    "study": "compare methods under noise: a grid of runs, a table, a report and plots",
 }
 
 

@@ -16,17 +16,8 @@ from torch import Tensor
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 """The values of DPO's `f_divergence_type`, for each of which `relative_reward` has a score."""
 
-NOISE_RATE_RANGE = (0.005, 0.5)
-"""Bounds of an estimated noise rate: at 0 the estimate could never leave it, above 0.5 labels mean their opposite."""
-
 LARGEST_EVIDENCE = 1e30
 """Bound of rho / temperature, far beyond where a sigmoid saturates in float32."""
-
-NOISE_RATE_MEMORY = 320.0
-"""Least number of pairs that the running estimate of the noise rate remembers (an exponential window's length)."""
-
-NOISE_RATE_MEMORY_SHARE = 0.125
-"""Share of the pairs seen so far that the estimate remembers once that is more: it warms up fast and settles later."""
 
 
 def _check_same_shape(**tensors: Tensor) -> None:
@@ -36,11 +27,14 @@ def _check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"expected one value per pair, shape (B,), in every argument, got {got}")
 
 
-def _check_hyperparameters(noise_rate: float | Tensor, temperature: float, pairs: int) -> None:
-    if not 0.0 < temperature < float("inf"):
+def _check_hyperparameters(noise_rate: float | Tensor, temperature: float | Tensor, pairs: int) -> None:
+    # The values of a tensor are the caller's to check: looking at them here would make a GPU wait.
+    if isinstance(temperature, Tensor):
+        if temperature.shape != torch.Size([]):
+            raise ValueError(f"temperature must be a number, got a tensor of shape {tuple(temperature.shape)}")
+    elif not 0.0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature} must be a positive, finite number (in units of reward)")
     if isinstance(noise_rate, Tensor):
-        # The values of a tensor are the caller's to check: looking at them here would make a GPU wait.
         if noise_rate.shape not in (torch.Size([]), torch.Size([pairs])):
             raise ValueError(f"noise_rate must be a number or of shape ({pairs},), got {tuple(noise_rate.shape)}")
     elif not 0.0 <= noise_rate <= 0.5:
@@ -109,7 +103,7 @@ def relative_reward(
     return beta * difference
 
 
-def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, temperature: float) -> Tensor:
+def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, temperature: float | Tensor) -> Tensor:
     """The CAPO scale of each pair's loss: how much the model believes the pair's label (eq. 4).
 
     With p = sigmoid(rho / temperature) the model's belief that the chosen completion is the better one, and a share
@@ -122,7 +116,8 @@ def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, tem
     Args:
         relative_reward: (B,) rho in units of reward; any sign, finite.
         noise_rate: e in [0, 0.5], one number for all pairs or (B,), one for each.
-        temperature: tau > 0, in units of reward; 1 is the Bradley-Terry model that DPO assumes, less is sharper.
+        temperature: tau > 0, a number or a scalar tensor, in units of reward; 1 is the Bradley-Terry model that DPO
+            assumes, less is sharper.
 
     Returns:
         (B,) scales in [0, 1 / (1-e)], float32, detached: a pair must not lower its loss by losing confidence.
@@ -147,7 +142,7 @@ def capo_loss(
     *,
     beta: float,
     noise_rate: float | Tensor,
-    temperature: float,
+    temperature: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The CAPO loss of each pair: its DPO loss times its confidence scale (eq. 5).
 
@@ -169,26 +164,3 @@ def capo_loss(
     rho = relative_reward(chosen_logratios, rejected_logratios, beta=beta)
     scale = confidence_scale(rho, noise_rate=noise_rate, temperature=temperature)
     return scale * -F.logsigmoid(rho), scale
-
-
-def update_noise_rate(noise_rate: Tensor, doubt: Tensor, pairs: Tensor, pairs_seen: Tensor) -> Tensor:
-    """One step of the running estimate of the noise rate, the M-step of expectation-maximisation (eq. 6).
-
-    The E-step's doubts 1 - c of the pairs of one optimiser step average to the rate that they suggest; the estimate
-    moves there by a = 1 - exp(-pairs / memory). The memory is counted in pairs, not in steps, so that the batch size
-    does not matter, and grows with the pairs seen. While every rho is 0 the doubts equal the estimate, and it stays.
-
-    Args:
-        noise_rate: the estimate that the doubts were computed with, in [0.005, 0.5]; any shape.
-        doubt: sum of 1 - c over the pairs of the step; same shape.
-        pairs: how many pairs the step has; same shape. No pairs leave the estimate where it is, and so does a doubt
-            that is not finite: one batch that overflowed must not end the estimate.
-        pairs_seen: how many pairs the estimate had seen before; same shape.
-
-    Returns:
-        The new estimate, bounded to NOISE_RATE_RANGE.
-    """
-    memory = (NOISE_RATE_MEMORY_SHARE * pairs_seen).clamp(min=NOISE_RATE_MEMORY)
-    suggested = doubt / pairs.clamp(min=1)
-    suggested = torch.where(suggested.isfinite(), suggested, noise_rate)
-    return (noise_rate - torch.expm1(-pairs / memory) * (suggested - noise_rate)).clamp(*NOISE_RATE_RANGE)

@@ -70,15 +70,6 @@ class PairWindow:
         """The content in one dimension, float32."""
         return torch.cat([self._sums.flatten(), self._bounds])
 
-    @property
-    def pairs(self) -> Tensor:
-        """How many pairs the window holds, a scalar on the device."""
-        return self._sums[0, 0]
-
-    def total(self, name: str) -> Tensor:
-        """The sum of one value over all pairs, a scalar on the device."""
-        return self._sums[0, 1 + self.names.index(name)]
-
     def means(self) -> tuple[dict[str, float], list[dict[str, float]]]:
         """Means over all pairs, with `<name>_min` and `<name>_max` of the extremes, and the means of every group.
 

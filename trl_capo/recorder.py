@@ -17,7 +17,8 @@ def pair_rows(rewards: tuple[Tensor, Tensor], logps: tuple[Tensor, Tensor], rho:
     """(B, columns) the values of a batch that are recorded: REWARDS, LOGPS, CAPO. Chosen come first in the tuples."""
     chosen, rejected = (reward.detach().float() for reward in rewards)
     ranked = [chosen, rejected, chosen > rejected, chosen - rejected, chosen == rejected]
-    capo = [rate.expand_as(scale), scale * (1.0 - rate), scale, rho < 0]
+    rate = torch.as_tensor(rate, device=scale.device).expand_as(scale)
+    capo = [rate, scale * (1.0 - rate), scale, rho < 0]
     return torch.stack([value.detach().float() for value in [*ranked, *logps, *capo]], dim=1)
 
 
@@ -38,16 +39,12 @@ class PairRecorder(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._step, self._window = _new_window(), _new_window()
 
-    def add_training(self, rows: Tensor, groups: Tensor) -> PairWindow | None:
-        """Add a micro-batch; with the last one of an optimiser step, return the whole step, of all processes."""
+    def add_training(self, rows: Tensor, groups: Tensor) -> None:
+        """Add a micro-batch; with the last one of an optimiser step, the step of all processes counts as logged."""
         self._step.add(rows, groups, len(self.index.labels))
-        if not self.accelerator.sync_gradients:
-            return None
-        step = _new_window()
-        step.merge(self.accelerator.gather(self._step.vector[None]))
-        self._step = _new_window()
-        self._window.merge(step.vector[None])
-        return step
+        if self.accelerator.sync_gradients:
+            self._window.merge(self.accelerator.gather(self._step.vector[None]))
+            self._step = _new_window()
 
     def take_training(self) -> dict[str, float]:
         """The metrics since the last call; TRL logs its own rewards, so of those only what it has not."""

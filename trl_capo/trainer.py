@@ -8,12 +8,10 @@ forward a step, as in DPO; every other term of the loss stays as it was.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-import trl
 from datasets import IterableDataset
 from torch import Tensor
 from trl import DPOTrainer
@@ -21,23 +19,11 @@ from trl import DPOTrainer
 from trl_capo.citation import PAPER
 from trl_capo.config import CAPOConfig, sigmoid_weight
 from trl_capo.data import check_preference_data, refuse_empty
-from trl_capo.losses import confidence_scale, relative_reward, sequence_log_probs
+from trl_capo.losses import confidence_scale, relative_reward
 from trl_capo.noise_rate import NoiseRateEstimate
 from trl_capo.pairs import COLUMNS, LABEL, PAIR, PairCollator, PairIndex
 from trl_capo.recorder import PairRecorder, pair_rows
-
-
-class _FirstOutput:
-    """Stands in for the model in one call of DPOTrainer's loss and keeps what the first forward returned."""
-
-    def __init__(self, model: Callable[..., Any]) -> None:
-        self.model = model
-        self.value: Any = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = self.model(*args, **kwargs)
-        self.value = outputs if self.value is None else self.value
-        return outputs
+from trl_capo.seam import FirstOutput, check_agreement, policy_log_probs
 
 
 class CAPOTrainer(DPOTrainer):
@@ -110,8 +96,9 @@ class CAPOTrainer(DPOTrainer):
         )
         refuse_empty(args.max_length, train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
         self._capo_noise_rate, self._capo_temperature = args.noise_rate, args.confidence_temperature
-        if args.noise_rate == "auto":
-            self.add_callback(NoiseRateEstimate(args.noise_rate_prior))
+        if args.noise_rate != 0 and "auto" in (args.noise_rate, args.confidence_temperature):
+            known = [None if value == "auto" else value for value in (args.noise_rate, args.confidence_temperature)]
+            self.add_callback(NoiseRateEstimate(args.noise_rate_prior, *known))
         self._capo_sigmoid_weight = sigmoid_weight(args)
         self.data_collator = PairCollator(self.data_collator)
         self._capo_recorder = PairRecorder(self.accelerator, self._capo_index)
@@ -135,17 +122,17 @@ class CAPOTrainer(DPOTrainer):
         return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in COLUMNS})
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        identity = {"pairs": inputs.get(PAIR), "labels": inputs.get(LABEL)}
+        pairs, labels = inputs.get(PAIR), inputs.get(LABEL)
         inputs = {key: value for key, value in inputs.items() if key not in COLUMNS}  # the model must not see them
         if not self.precompute_ref_logps:
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        policy = _FirstOutput(model)
+        policy = FirstOutput(model)
         with self._capo_given_ref_logps():
             result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
         dpo_loss, outputs = result if return_outputs else (result, None)
 
-        logps = self._capo_policy_logps(policy.value, inputs)
+        logps = policy_log_probs(policy.value, inputs, self.ld_alpha)
         references = (inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
         logratios = [ours - reference for ours, reference in zip(logps, references, strict=True)]
         rho = relative_reward(
@@ -154,17 +141,27 @@ class CAPOTrainer(DPOTrainer):
             f_divergence_type=self.f_divergence_type,
             f_alpha_divergence_coef=self.f_alpha_divergence_coef,
         )
-        pair_losses = -F.logsigmoid(rho)
-        self._capo_check_agreement(dpo_loss, pair_losses)
+        self._capo_check_agreement(dpo_loss, rho)
         estimate = self._capo_estimate
-        noise_rate = self._capo_noise_rate if estimate is None else estimate.noise_rate
-        rate = torch.as_tensor(noise_rate, dtype=rho.dtype, device=rho.device)
-        scale = confidence_scale(rho, noise_rate=rate, temperature=self._capo_temperature)
-        loss = dpo_loss + self._capo_sigmoid_weight * ((scale - 1.0) * pair_losses).mean()
+        self._capo_index.adopt([] if estimate is None else estimate.labels)
+        groups = self._capo_index.groups(pairs, labels, len(rho), self.accelerator)
+        rate, temperature = self._capo_noise_rate, self._capo_temperature
+        if estimate is not None:
+            rate, temperature = estimate.rates(groups), estimate.temperature
+        scale = confidence_scale(rho, noise_rate=rate, temperature=temperature)
+        loss = self._capo_loss(dpo_loss, rho, scale, policy.value)
 
         rewards = tuple(self.beta * logratio for logratio in logratios)
-        self._capo_record(pair_rows(rewards, logps, rho, scale, rate), **identity)
+        self._capo_record(pair_rows(rewards, logps, rho, scale, rate), groups, pairs)
+        if estimate is not None and self.model.training:
+            estimate.add(rho, groups, self._capo_index.labels)
+            if self.accelerator.sync_gradients:
+                estimate.end_step(self.accelerator)
         return (loss, outputs) if return_outputs else loss
+
+    def _capo_loss(self, dpo_loss: Tensor, rho: Tensor, scale: Tensor, outputs: Any) -> Tensor:
+        """DPOTrainer's loss with its "sigmoid" term scaled; `outputs` is what the policy returned."""
+        return dpo_loss + self._capo_sigmoid_weight * ((scale - 1.0) * -F.logsigmoid(rho)).mean()
 
     @contextlib.contextmanager
     def _capo_given_ref_logps(self) -> Iterator[None]:
@@ -176,42 +173,20 @@ class CAPOTrainer(DPOTrainer):
         finally:
             self.precompute_ref_logps = before
 
-    def _capo_policy_logps(self, outputs: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(B,) log-probs of the chosen and of the rejected completions under the policy, with their gradient."""
-        token_log_probs = getattr(outputs, "log_probs", None)
-        if token_log_probs is None:
-            raise RuntimeError(
-                f"DPOTrainer of TRL {trl.__version__} no longer gets `log_probs` from the model it is given, as that "
-                "of TRL 1.16 does, so CAPO has nothing to scale. Install a TRL that this trl-capo is tested with."
-            )
-        mask = inputs["completion_mask"][:, 1:]
-        # Prompt-learning adapters put virtual tokens before the sequence: keep the real tokens' positions.
-        logps = sequence_log_probs(token_log_probs[:, -mask.size(1) :], mask, ld_alpha=self.ld_alpha)
-        return logps.chunk(2)
-
-    def _capo_check_agreement(self, dpo_loss: Tensor, pair_losses: Tensor) -> None:
+    def _capo_check_agreement(self, dpo_loss: Tensor, rho: Tensor) -> None:
         """Once a trainer: our pair losses must average to DPOTrainer's loss, where nothing else is part of it."""
         if self._capo_agrees_with_trl:
             return
         self._capo_agrees_with_trl = True
-        alone = self.loss_types == ["sigmoid"] and not self.use_weighting and not self.aux_loss_enabled
-        ours = self._capo_sigmoid_weight * pair_losses.detach().mean()
-        if alone and not torch.allclose(dpo_loss.detach().float(), ours, rtol=1e-3, atol=1e-3, equal_nan=True):
-            raise RuntimeError(
-                f"DPOTrainer of TRL {trl.__version__} gives the first batch the loss {dpo_loss.item():.6f}, and "
-                f"CAPO's pair losses average to {ours.item():.6f}: this TRL computes the relative reward in "
-                "another way than TRL 1.16. Install a TRL that this trl-capo is tested with."
-            )
+        if self.loss_types == ["sigmoid"] and not self.use_weighting and not self.aux_loss_enabled:
+            check_agreement(dpo_loss, self._capo_sigmoid_weight * -F.logsigmoid(rho.detach()).mean())
 
-    def _capo_record(self, rows: Tensor, pairs: Tensor | None, labels: list[str] | None) -> None:
-        """Add a batch to the metrics and, with the last batch of an optimiser step, move the estimate."""
-        groups = self._capo_index.groups(pairs, labels, len(rows), self.accelerator)
-        if not self.model.training:
+    def _capo_record(self, rows: Tensor, groups: Tensor, pairs: Tensor | None) -> None:
+        """Add a batch to the metrics: (B, columns) values, (B,) groups and (B,) pair numbers."""
+        if self.model.training:
+            self._capo_recorder.add_training(rows, groups)
+        else:
             self._capo_recorder.add_evaluation(rows, groups, pairs)
-            return
-        step, estimate = self._capo_recorder.add_training(rows, groups), self._capo_estimate
-        if step is not None and estimate is not None:
-            estimate.update(step.pairs - step.total("capo/confidence"), step.pairs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -220,6 +195,7 @@ class CAPOTrainer(DPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:
             logs.update(self._capo_recorder.take_training())
+            logs.update({} if self._capo_estimate is None else self._capo_estimate.metrics())
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):

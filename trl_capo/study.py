@@ -1,0 +1,138 @@
+"""What `trl-capo study` does: run a grid of methods, noise, seeds and learning rates, and report what came out.
+
+`trl-capo study --config configs/study/FILE.yaml [--jobs N]`. Every run is a process of its own (`trl_capo.study_run`,
+through `accelerate launch`), `--jobs` of them at a time, one for each GPU. A run that is done is not run again, so a
+study that was killed goes on where it stood. First, with several learning rates, come the runs that choose each
+method's on the validation split; the grid is measured on the test split.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from trl_capo.models import check_model_path
+from trl_capo.study_config import Run, StudyConfig
+from trl_capo.study_report import write_report
+from trl_capo.study_run import RESULT, SETTINGS
+
+LOG = "log.txt"
+
+
+class RunFailed(RuntimeError):
+    """A run of the study ended with an error, which stands in its log."""
+
+
+def study(config: StudyConfig, jobs: int = 1) -> Path:
+    """Run what is not done yet and write the report; returns the study's folder.
+
+    Raises:
+        ValueError, OSError: something does not fit, or the folder holds another study; the message is for the user.
+        RunFailed: a run failed; what is done stays done.
+    """
+    folder = Path(config.output_dir)
+    check_model_path(config.model_name_or_path)
+    _check_done(config, folder)
+    prepare = Run("prepare", config.baseline, next(iter(config.noise)), 0, 0, config.learning_rates[0])
+    _run_all(config, [prepare], 1, "Preparing")
+    tuning = config.tuning_runs()
+    _run_all(config, tuning, jobs, "Choosing learning rates")
+    chosen = choose_learning_rates(config, {run: _result(folder, run) for run in tuning})
+    grid = config.grid_runs(chosen)
+    _run_all(config, grid, jobs, "Running the grid")
+    write_report(config, chosen, {run: folder / "runs" / run.name for run in grid}, folder)
+    return folder
+
+
+def choose_learning_rates(config: StudyConfig, results: dict[Run, dict[str, Any]]) -> dict[str, float]:
+    """Each method's learning rate with the best mean accuracy on the validation split, the lower one of equals."""
+    rates = dict.fromkeys(config.methods, config.learning_rates[0])
+    for method in {run.method for run in results}:
+        accuracies: dict[float, list[float]] = {}
+        for run, result in results.items():
+            if run.method == method:
+                accuracies.setdefault(run.learning_rate, []).append(result["curve"][-1]["accuracy"])
+        means = {rate: sum(values) / len(values) for rate, values in accuracies.items()}
+        rates[method] = max(sorted(means), key=means.__getitem__)
+    return rates
+
+
+def _check_done(config: StudyConfig, folder: Path) -> None:
+    """Refuse a folder whose runs were made with other shared settings, before anything is run."""
+    for path in sorted(folder.glob(f"runs/*/{SETTINGS}")):
+        made = json.loads(path.read_text(encoding="utf-8"))["shared"]
+        wrong = [key for key, value in config.shared.items() if made.get(key) != value]
+        if wrong:
+            differing = ", ".join(f"{key}={made.get(key)!r}" for key in wrong)
+            raise ValueError(
+                f"output_dir={str(folder)!r} holds runs of another study, with {differing} ({path.parent.name}). "
+                "Choose another output_dir."
+            )
+
+
+def _result(folder: Path, run: Run) -> dict[str, Any]:
+    return json.loads((folder / "runs" / run.name / RESULT).read_text(encoding="utf-8"))
+
+
+def _is_done(config: StudyConfig, run: Run) -> bool:
+    folder = Path(config.output_dir) / "runs" / run.name
+    if not (folder / RESULT).is_file():
+        return False
+    made = json.loads((folder / RESULT).read_text(encoding="utf-8"))["settings"]
+    if made != config.settings(run):
+        raise ValueError(
+            f"output_dir={config.output_dir!r}: the run {run.name} was made with another definition of its method or "
+            "noise. Choose another output_dir or label, or delete the run's folder."
+        )
+    return True
+
+
+def _run_all(config: StudyConfig, runs: Iterable[Run], jobs: int, title: str) -> None:
+    """Run those that are not done, `jobs` at a time."""
+    runs = list(runs)
+    missing = [run for run in runs if not _is_done(config, run)]
+    if not missing:
+        return
+    bar = tqdm(total=len(runs), initial=len(runs) - len(missing), desc=title, unit="run", smoothing=0)
+    slots = list(range(jobs))
+    with ThreadPoolExecutor(jobs) as pool, bar:
+        waiting = iter(missing)
+        running = {pool.submit(_launch, config, run, slot): slot for slot, run in zip(slots, waiting, strict=False)}
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                slot = running.pop(future)
+                future.result()
+                bar.update()
+                following = next(waiting, None)
+                if following is not None:
+                    running[pool.submit(_launch, config, following, slot)] = slot
+
+
+def _launch(config: StudyConfig, run: Run, slot: int) -> None:
+    """Run one run in a process of its own, on the slot's GPU or share of the cores."""
+    folder = Path(config.output_dir) / "runs" / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / SETTINGS
+    settings.write_text(json.dumps(config.settings(run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    environment = dict(os.environ)
+    gpus = torch.cuda.device_count()
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+    launch = ["accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
+    launch += ["--dynamo_backend", "no", "--module", "trl_capo.study_run", str(settings)]
+    with (folder / LOG).open("w", encoding="utf-8") as log:
+        code = subprocess.run(
+            [sys.executable, "-m", *launch], env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    if code != 0:
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        said = [line for line in lines if line.startswith("trl-capo study: error: ")] or lines[-1:]
+        raise RunFailed(f"the run {run.name} failed ({folder / LOG}): {said[-1] if said else f'exit code {code}'}")

@@ -1,0 +1,45 @@
+"""The command `trl-capo study`: its options, and what it says. docs/study.md explains the plan's file."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+import psutil
+import torch
+
+from trl_capo.report import check_available
+from trl_capo.study import RunFailed, study
+from trl_capo.study_config import read_study
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="trl-capo study",
+        description="Compare methods under noise: a grid of runs, a table, a report and plots. See docs/study.md.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE.yaml", help="the study's plan")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; one for each GPU")
+    parser.add_argument("--output_dir", help="the study's folder, in place of the file's")
+    arguments = parser.parse_args(argv)
+    started = time.monotonic()
+    try:
+        if arguments.jobs < 1:
+            raise ValueError(f"--jobs={arguments.jobs}: at least one run must be made at a time.")
+        check_available()
+        if not torch.cuda.is_available():
+            cores = psutil.cpu_count(logical=False) or 1
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // arguments.jobs)))
+        folder = study(read_study(arguments.config, {"output_dir": arguments.output_dir}), arguments.jobs)
+    except (ValueError, OSError, RunFailed) as error:
+        print(f"trl-capo study: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RunFailed) else 2
+    print(f"Report: {folder / 'report.md'} ({(time.monotonic() - started) / 60:.0f} minutes)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""The plan of a study: a YAML file of methods, noise, seeds and learning rates, checked and unrolled into runs."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trl_capo.noise import KINDS
+from trl_capo.study_methods import METHODS
+
+TRUE_RATE = "true_rate"
+"""As the value of a method's option: the share of pairs that the run's noise has changed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: everything that it is made of beside the study's shared settings."""
+
+    stage: str
+    method: str
+    noise: str
+    seed: int
+    epochs: float
+    learning_rate: float
+
+    @property
+    def name(self) -> str:
+        parts = (self.stage, self.method, self.noise, f"seed{self.seed}", f"{self.epochs:g}ep")
+        return "-".join(parts) + f"-lr{self.learning_rate:.2e}"
+
+
+@dataclass
+class StudyConfig:
+    """The options of a study's YAML file; docs/study.md explains them with an example.
+
+    Parameters:
+        model_name_or_path, dataset_name: what is trained, and on what.
+        output_dir: the study's folder; a study goes on where its folder says it was.
+        methods: label -> `{method: a key of METHODS, option: value, ...}`; an option of `CAPOConfig` or of the method.
+            The value `true_rate` stands for the share of pairs that the run's noise has changed.
+        noise: label -> `{kind, rate, score_column}`, as `trl_capo.noise.inject_noise`.
+        grid: blocks of `{methods, noise, seeds, epochs}`; every combination in a block is a run.
+        learning_rates: those tried; with several, each method gets the best on the validation split.
+        tuning: `{noise, seeds, epochs}` of the runs that choose the learning rate.
+        baseline: the method that others are compared with.
+        training: options of `CAPOConfig` for all runs.
+        lora: options of PEFT's `LoraConfig`, or none for full training.
+        model: options of `from_pretrained`, such as `dtype`.
+        group_column: as `CAPOConfig.group_column`.
+        train_split, validation_split, test_split: the data set's splits.
+        train_pairs, validation_pairs, test_pairs: take only so many from the front of the split; None for all.
+        curve_points: evaluations on the validation split during a run.
+        remember_frozen_layers: keep the output of the layers below the lowest trained one (see `trl_capo.frozen`).
+
+    Raises:
+        ValueError: one message that names everything that cannot be used.
+    """
+
+    model_name_or_path: str
+    dataset_name: str
+    output_dir: str
+    methods: dict[str, dict[str, Any]]
+    noise: dict[str, dict[str, Any]]
+    grid: list[dict[str, Any]]
+    learning_rates: list[float]
+    tuning: dict[str, Any] | None = None
+    baseline: str = "dpo"
+    training: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    group_column: str | None = "auto"
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str = "test"
+    train_pairs: int | None = None
+    validation_pairs: int | None = None
+    test_pairs: int | None = None
+    curve_points: int = 4
+    remember_frozen_layers: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [*self._method_problems(), *self._noise_problems(), *self._grid_problems()]
+        if problems:
+            raise ValueError("the study cannot be run as it is:\n" + "\n".join(f"- {line}" for line in problems))
+
+    def _method_problems(self) -> Iterator[str]:
+        for label, options in self.methods.items():
+            kind = options.get("method", label) if isinstance(options, Mapping) else None
+            if kind not in METHODS:
+                yield f"methods: {label}: there is no method {kind!r}. Choose one of {', '.join(METHODS)}."
+        if self.baseline not in self.methods:
+            yield f"baseline={self.baseline!r} is not one of the methods ({', '.join(self.methods)})."
+
+    def _noise_problems(self) -> Iterator[str]:
+        for label, spec in self.noise.items():
+            if not isinstance(spec, Mapping) or spec.get("kind") not in KINDS or "rate" not in spec:
+                yield f"noise: {label}: {spec!r} needs a `rate`, and as its `kind` one of {', '.join(KINDS)}."
+            elif set(spec) - {"kind", "rate", "score_column"}:
+                yield f"noise: {label}: {spec!r} has more than kind, rate and score_column."
+
+    def _grid_problems(self) -> Iterator[str]:
+        blocks = [("grid", block) for block in self.grid]
+        if len(self.learning_rates) > 1:
+            if self.tuning is None:
+                yield "learning_rates: there are several, and no `tuning` runs that choose one."
+            else:
+                blocks.append(("tuning", {"methods": [], **self.tuning}))
+        if not self.grid or not self.learning_rates:
+            yield "grid and learning_rates must each have an entry."
+        for name, block in blocks:
+            if not isinstance(block, Mapping) or set(block) != {"methods", "noise", "seeds", "epochs"}:
+                yield f"{name}: {block!r} needs methods, noise, seeds and epochs, and nothing else."
+                continue
+            for key, known in (("methods", self.methods), ("noise", self.noise)):
+                yield from (f"{name}: {key}: {entry!r} is not defined." for entry in block[key] if entry not in known)
+            if any(not isinstance(seed, int) or isinstance(seed, bool) for seed in block["seeds"]):
+                yield f"{name}: seeds={block['seeds']!r} must be whole numbers."
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What all runs have in common: a folder holds runs of one such setting only."""
+        own = {"output_dir", "methods", "noise", "grid", "learning_rates", "tuning", "baseline"}
+        return json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}))
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """Everything that decides a run's result, as JSON has it."""
+        options = {"method": run.method, **self.methods[run.method]}
+        own = {**vars(run), "options": options, "inject": self.noise[run.noise]}
+        return json.loads(json.dumps({**own, "shared": self.shared}))
+
+    def tuning_runs(self) -> list[Run]:
+        """The runs that choose each method's learning rate; none where there is nothing to choose."""
+        if len(self.learning_rates) == 1:
+            return []
+        used = [label for label in self.methods if any(label in block["methods"] for block in self.grid)]
+        plan = self.tuning
+        return [
+            Run("tuning", method, noise, seed, plan["epochs"], rate)
+            for seed in plan["seeds"]
+            for noise in plan["noise"]
+            for method in used
+            for rate in self.learning_rates
+        ]
+
+    def grid_runs(self, learning_rate: Mapping[str, float]) -> list[Run]:
+        """The runs of the grid at each method's learning rate: block by block, all methods of a seed together."""
+        runs = [
+            Run("grid", method, noise, seed, block["epochs"], learning_rate[method])
+            for block in self.grid
+            for seed in block["seeds"]
+            for noise in block["noise"]
+            for method in block["methods"]
+        ]
+        return list(dict.fromkeys(runs))
+
+
+def read_study(path: str, overrides: Mapping[str, Any]) -> StudyConfig:
+    """Read a study's YAML file; `overrides` that are not None take the place of its values.
+
+    Raises:
+        ValueError, OSError: it cannot be read or used; the message is for the user.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} is not a study: it must be a mapping of options.")
+    content = {**content, **{key: value for key, value in overrides.items() if value is not None}}
+    known = {f.name: f for f in fields(StudyConfig)}
+    unknown = [str(key) for key in content if key not in known]
+    required = ("model_name_or_path", "dataset_name", "output_dir", "methods", "noise", "grid", "learning_rates")
+    missing = [key for key in required if key not in content]
+    if unknown or missing:
+        lines = [f"unknown: {', '.join(unknown)}"] * bool(unknown) + [f"missing: {', '.join(missing)}"] * bool(missing)
+        raise ValueError(f"{path} is not a study: options {'; '.join(lines)}.")
+    return StudyConfig(**content)

@@ -1,0 +1,192 @@
+"""The numbers of a study: what its runs measured, put together with intervals over seeds and pairs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ALL = "all"
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one method under one noise for so many epochs, one a seed.
+
+    `margins` is (seeds, pairs) on the test split, `labels` the pairs' groups; `results` the runs' result.json.
+    """
+
+    seeds: tuple[int, ...]
+    margins: np.ndarray
+    labels: np.ndarray
+    results: list[dict[str, Any]]
+
+    @property
+    def right(self) -> np.ndarray:
+        """(seeds, pairs) whether each pair is ranked as its label says; a tie is not."""
+        return (self.margins > 0).astype(np.float64)
+
+    @property
+    def groups(self) -> list[str]:
+        return sorted(set(self.labels.tolist()))
+
+
+Key = tuple[float, str, str]
+"""Epochs, noise, method."""
+
+
+def read_cells(runs: Mapping[Any, Path]) -> dict[Key, Cell]:
+    """The cells of the grid, in the order of its runs.
+
+    Raises:
+        ValueError: runs of one study that were measured on different pairs.
+    """
+    found: dict[Key, list[tuple[int, np.ndarray, np.ndarray, dict]]] = {}
+    for run, folder in runs.items():
+        with np.load(folder / "margins.npz") as arrays:
+            margins, labels = arrays["margins"], arrays["labels"]
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        found.setdefault((run.epochs, run.noise, run.method), []).append((run.seed, margins, labels, result))
+    cells = {}
+    for key, entries in found.items():
+        entries.sort(key=lambda entry: entry[0])
+        seeds, margins, labels, results = zip(*entries, strict=True)
+        if any(not np.array_equal(labels[0], other) for other in labels):
+            raise ValueError(f"the runs of {key[2]} under {key[1]} were measured on different test pairs.")
+        cells[key] = Cell(seeds, np.stack(margins), labels[0], list(results))
+    return cells
+
+
+def tidy_rows(cells: Mapping[Key, Cell]) -> list[dict[str, Any]]:
+    """One row for every run and group (and `all`): what was run, and what came out."""
+    rows = []
+    for (epochs, noise, method), cell in cells.items():
+        for seed, margins, result in zip(cell.seeds, cell.margins, cell.results, strict=True):
+            settings = result["settings"]
+            for group in [ALL, *cell.groups]:
+                values = margins if group == ALL else margins[cell.labels == group]
+                estimates = result["noise_rates"] or {}
+                rows.append(
+                    {
+                        "method": method,
+                        "noise": noise,
+                        "epochs": epochs,
+                        "seed": seed,
+                        "learning_rate": settings["learning_rate"],
+                        "group": group,
+                        "pairs": len(values),
+                        "accuracy": float((values > 0).mean()),
+                        "margin": float(values.mean()),
+                        "noise_rate_estimate": estimates.get(group),
+                        "noise_rate_true": result["noise_shares"].get(group),
+                        "steps": result["steps"],
+                        "seconds": round(result["seconds"], 1),
+                        "peak_memory_mb": round(result["peak_memory_bytes"] / 2**20),
+                        **{f"version_{name}": number for name, number in result["versions"].items()},
+                    }
+                )
+    return rows
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def beyond_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+class Bootstrap:
+    """Two-level bootstrap: seeds and test pairs are drawn with replacement, the same ones for every method.
+
+    Args:
+        labels: (pairs,) groups, within which pairs are drawn, so that every group keeps its size.
+        seed: of the draws.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int = 0) -> None:
+        self._generator = np.random.default_rng(seed)
+        self._state = self._generator.bit_generator.state
+        self._weights = np.zeros((RESAMPLES, len(labels)))
+        for group in sorted(set(labels.tolist())):
+            member = np.flatnonzero(labels == group)
+            share = np.full(len(member), 1 / len(member))
+            self._weights[:, member] = self._generator.multinomial(len(member), share, size=RESAMPLES)
+
+    def draws(self, values: np.ndarray, seeds: Sequence[int], member: np.ndarray | None = None) -> np.ndarray:
+        """(RESAMPLES,) means of `values`, (seeds, pairs), over drawn seeds and drawn pairs (of `member`, a mask)."""
+        chosen = slice(None) if member is None else member
+        weights = self._weights[:, chosen]
+        by_seed = values[:, chosen] @ weights.T / weights.sum(axis=1)
+        # The draw of seeds depends on how many there are, and on nothing else: methods with the same seeds share it.
+        drawn = np.random.default_rng(len(seeds)).integers(len(seeds), size=(RESAMPLES, len(seeds)))
+        return by_seed[drawn, np.arange(RESAMPLES)[:, None]].mean(axis=1)
+
+
+def estimate(value: float, draws: np.ndarray) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(float(value), float(low), float(high))
+
+
+def accuracy(cell: Cell, bootstrap: Bootstrap) -> Estimate:
+    """Reward accuracy on the test split."""
+    return estimate(cell.right.mean(), bootstrap.draws(cell.right, cell.seeds))
+
+
+def worst_group(cell: Cell, bootstrap: Bootstrap) -> tuple[str, Estimate]:
+    """The group with the lowest accuracy over the seeds, and that."""
+    means = {group: cell.right[:, cell.labels == group].mean() for group in cell.groups}
+    worst = min(sorted(means), key=means.__getitem__)
+    return worst, estimate(means[worst], bootstrap.draws(cell.right, cell.seeds, cell.labels == worst))
+
+
+def margin(cell: Cell, bootstrap: Bootstrap) -> Estimate:
+    """Mean margin on the test split, in units of reward."""
+    return estimate(cell.margins.mean(), bootstrap.draws(cell.margins.astype(np.float64), cell.seeds))
+
+
+def common_seeds(one: Cell, other: Cell) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """The seeds that both cells have, and the rows of each."""
+    seeds = sorted(set(one.seeds) & set(other.seeds))
+    return seeds, np.array([one.seeds.index(s) for s in seeds]), np.array([other.seeds.index(s) for s in seeds])
+
+
+def difference(cell: Cell, baseline: Cell, bootstrap: Bootstrap, group: str | None = None) -> Estimate | None:
+    """Accuracy less the baseline's, on the same pairs and the seeds that both have; None without such seeds."""
+    seeds, ours, theirs = common_seeds(cell, baseline)
+    if not seeds:
+        return None
+    gain = cell.right[ours] - baseline.right[theirs]
+    member = None if group is None else cell.labels == group
+    value = gain.mean() if member is None else gain[:, member].mean()
+    return estimate(value, bootstrap.draws(gain, seeds, member))
+
+
+def ratio(cell: Cell, baseline: Cell, bootstrap: Bootstrap, group: str | None = None) -> Estimate | None:
+    """Accuracy divided by the baseline's, likewise."""
+    seeds, ours, theirs = common_seeds(cell, baseline)
+    if not seeds:
+        return None
+    member = np.ones(len(cell.labels), dtype=bool) if group is None else cell.labels == group
+    top, bottom = cell.right[ours], baseline.right[theirs]
+    drawn = bootstrap.draws(top, seeds, member) / np.maximum(bootstrap.draws(bottom, seeds, member), 1e-9)
+    return estimate(top[:, member].mean() / bottom[:, member].mean(), drawn)
+
+
+def mean_curve(cell: Cell) -> tuple[list[int], list[float]]:
+    """Steps, and the mean validation accuracy over the seeds at each."""
+    steps = [point["step"] for point in cell.results[0]["curve"]]
+    return steps, [float(np.mean([r["curve"][i]["accuracy"] for r in cell.results])) for i in range(len(steps))]
+
+
+def steps_to(cell: Cell, target: float) -> int | None:
+    """The first measured step at which the mean validation accuracy reaches `target`; None if never."""
+    return next((step for step, value in zip(*mean_curve(cell), strict=True) if value >= target), None)

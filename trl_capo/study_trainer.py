@@ -1,0 +1,58 @@
+"""One trainer class for every method of a study: the same data order, reference and evaluation."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trl_capo.frozen import SequenceMemory, sequence_keys
+from trl_capo.study_methods import METHODS, Batch
+from trl_capo.trainer import CAPOTrainer
+
+
+class StudyTrainer(CAPOTrainer):
+    """CAPOTrainer that can stand for every method of a study, and keeps the margins of the pairs it evaluates.
+
+    Args:
+        method: a key of METHODS, whose `config` options are in `args`.
+        own: the values of the method's own options.
+        references: where the reference's log-probs are kept, by sequence.
+    """
+
+    def __init__(self, *args: Any, method: str, own: dict[str, float], references: SequenceMemory, **kwargs: Any):
+        self._study_loss, self._study_own, self._study_state = METHODS[method].loss, own, {}
+        self._study_references = references
+        self.evaluated: dict[int, float] = {}
+        super().__init__(*args, **kwargs)
+
+    def compute_ref_log_probs(self, model, inputs):
+        completions = inputs["completion_mask"]
+        keys = sequence_keys(inputs["input_ids"], inputs["attention_mask"], completions)
+        found = None if keys is None else self._study_references.get(keys)
+        if found is not None:
+            return torch.stack(found).to(completions.device).chunk(2)
+        logps = super().compute_ref_log_probs(model, inputs)
+        for key, value in zip(keys or [], torch.cat(logps), strict=bool(keys)):
+            self._study_references.put(key, value)
+        return logps
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self._study_mask = inputs["completion_mask"][:, 1:]
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _capo_loss(self, dpo_loss: Tensor, rho: Tensor, scale: Tensor, outputs: Any) -> Tensor:
+        if self._study_loss is None or not self.model.training:
+            return super()._capo_loss(dpo_loss, rho, scale, outputs)
+        batch = Batch(rho, self.beta, outputs, self._study_mask, self._study_state)
+        return self._study_loss(batch, **self._study_own)
+
+    def _capo_record(self, rows: Tensor, pairs: Tensor | None, labels: list[str] | None) -> None:
+        super()._capo_record(rows, pairs, labels)
+        if not self.model.training:
+            gathered = self.accelerator.gather((pairs, rows[:, 0] - rows[:, 1]))
+            self.evaluated.update(zip(*(values.tolist() for values in gathered), strict=True))
+
+    def pair_groups(self, numbers: list[int]) -> list[str]:
+        """The group of every pair with these numbers, "" where there are no groups."""
+        groups = self._capo_index.groups(torch.tensor(numbers), None, len(numbers), self.accelerator)
+        return ["" if group < 0 else self._capo_index.labels[group] for group in groups.tolist()]
