@@ -96,8 +96,10 @@ class CAPOTrainer(DPOTrainer):
         )
         refuse_empty(args.max_length, train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
         self._capo_noise_rate, self._capo_temperature = args.noise_rate, args.confidence_temperature
-        if args.noise_rate != 0 and "auto" in (args.noise_rate, args.confidence_temperature):
-            known = [None if value == "auto" else value for value in (args.noise_rate, args.confidence_temperature)]
+        known = [None if value == "auto" else value for value in (args.noise_rate, args.confidence_temperature)]
+        if args.noise_rate == 0:  # every scale is 1, whatever the temperature
+            self._capo_temperature = 1.0
+        elif None in known:
             self.add_callback(NoiseRateEstimate(args.noise_rate_prior, *known))
         self._capo_sigmoid_weight = sigmoid_weight(args)
         self.data_collator = PairCollator(self.data_collator)
@@ -143,11 +145,10 @@ class CAPOTrainer(DPOTrainer):
         )
         self._capo_check_agreement(dpo_loss, rho)
         estimate = self._capo_estimate
-        self._capo_index.adopt([] if estimate is None else estimate.labels)
         groups = self._capo_index.groups(pairs, labels, len(rho), self.accelerator)
         rate, temperature = self._capo_noise_rate, self._capo_temperature
         if estimate is not None:
-            rate, temperature = estimate.rates(groups), estimate.temperature
+            rate, temperature = estimate.rates(groups, self._capo_index.labels), estimate.temperature
         scale = confidence_scale(rho, noise_rate=rate, temperature=temperature)
         loss = self._capo_loss(dpo_loss, rho, scale, policy.value)
 
