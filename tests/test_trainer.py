@@ -33,11 +33,11 @@ def test_an_unfinished_step_is_forgotten_when_a_training_starts(model_dir, other
 def test_second_training_goes_on_with_the_estimate(model_dir, pairs, make_args):
     trainer = CAPOTrainer(model_dir, args=make_args(max_steps=3), train_dataset=pairs)
     trainer.train()
-    before = trainer._capo_estimate.metrics()
+    before = trainer._capo_estimate.noise_rates.tolist()
     trainer.train()
-    first = trainer.state.log_history[0]
-    assert before.keys() <= first.keys()
-    assert trainer._capo_estimate.metrics() != before
+    second = [entry for entry in trainer.state.log_history if "capo/noise_rate" in entry][-3]
+    assert second["capo/noise_rate"] == pytest.approx(sum(before[1:]) / 3, rel=0.05)
+    assert before != NoiseRateEstimate().noise_rates.tolist()
 
 
 def test_estimate_is_frozen_after_the_first_epoch(model_dir, other_model_dir, pairs, make_args):
@@ -46,7 +46,7 @@ def test_estimate_is_frozen_after_the_first_epoch(model_dir, other_model_dir, pa
     args = make_args(max_steps=12, per_device_train_batch_size=4)
     trainer = CAPOTrainer(model_dir, reference, args=args, train_dataset=pairs)
     trainer.train()
-    found = logged(trainer, "capo/temperature")
+    found = logged(trainer, "capo/noise_rate/de")
     assert len(set(found[:6])) == 6
     assert set(found[5:]) == {found[5]}
 

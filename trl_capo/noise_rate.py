@@ -1,4 +1,4 @@
-"""The running estimate of noise rates and temperature, as part of a training's state."""
+"""The running estimate of noise rates, as part of a training's state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,31 +16,18 @@ MEMORY = 2400.0
 
 
 class NoiseRateEstimate(TrainerCallback, ExportableState):
-    """Noise rates of all pairs and of every group, and the confidence temperature, fitted while training.
+    """Noise rates of all pairs and of every group, fitted while training.
 
     The fit (docs/method.md, eq. 6) uses every pair once, as the model first sees it; from the second epoch on it is
-    frozen. It is kept in the trainer state of every checkpoint and restored when a training is resumed. Rates and
-    temperature move between optimiser steps only.
+    frozen. It is kept in the trainer state of every checkpoint and restored when a training is resumed. Rates move
+    between optimiser steps only.
 
     Args:
-        rate_prior: mean of the prior of the overall noise rate, in (0, 0.5].
-        noise_rate: a rate that is known, or None to fit it.
-        temperature: a temperature that is known, or None to fit it.
         saved: what `state` saved.
     """
 
-    def __init__(
-        self,
-        rate_prior: float = 0.1,
-        noise_rate: float | None = None,
-        temperature: float | None = None,
-        saved: dict[str, Any] | None = None,
-    ) -> None:
-        self._arguments = {"rate_prior": rate_prior, "noise_rate": noise_rate, "temperature": temperature}
-        self._grid = [
-            torch.tensor(NOISE_RATES if noise_rate is None else [noise_rate]),
-            torch.tensor(TEMPERATURES if temperature is None else [temperature]),
-        ]
+    def __init__(self, saved: dict[str, Any] | None = None) -> None:
+        self._grid = [torch.tensor(NOISE_RATES), torch.tensor(TEMPERATURES)]
         self.labels: list[str] = list(saved["labels"]) if saved else []
         self._sums = torch.tensor(saved["sums"]) if saved else torch.zeros(1, *map(len, self._grid))
         self._learning = True
@@ -50,7 +37,7 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         saved = {"labels": self.labels, "sums": self._sums.tolist()}
-        return {"args": self._arguments | {"saved": saved}, "attributes": {}}
+        return {"args": {"saved": saved}, "attributes": {}}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__)
@@ -82,7 +69,7 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         rows = torch.arange(-1, len(labels), device=rho.device)[:, None]
         member = ((rows == -1) | (rows == groups)).to(likelihood.dtype)
         sums = (member @ likelihood.flatten(1)).unflatten(1, likelihood.shape[1:])
-        pairs = torch.tensor(float(len(rho)), device=rho.device)
+        pairs = rho.isfinite().sum()  # of the others nothing is learned, so for them nothing is forgotten
         if self._step is not None:
             sums, pairs = sums + _more_rows(self._step[0], len(sums)), pairs + self._step[1]
         self._step, self._step_labels = (sums, pairs), list(labels)
@@ -106,14 +93,12 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
                 sums[1 + order.index(label)] = self._sums[row]
             self._sums, self.labels = sums, order
 
-    def metrics(self) -> dict[str, float]:
-        """What is logged beside the metrics of the pairs: the temperature, and the noise rate of every group."""
-        rates = self.noise_rates[1:].tolist()
-        metrics = {f"capo/noise_rate/{label}": rate for label, rate in zip(self.labels, rates, strict=True)}
-        return {"capo/temperature": float(self.temperature)} | metrics
+    def by_group(self) -> dict[str, float]:
+        """The noise rate of every group."""
+        return dict(zip(self.labels, self.noise_rates[1:].tolist(), strict=True))
 
     def _fit(self) -> None:
-        self.noise_rates, self.temperature = fit(self._sums, *self._grid, rate_prior=self._arguments["rate_prior"])
+        self.noise_rates = fit(self._sums, *self._grid)
 
     def _to(self, device: torch.device) -> None:
         if self._sums.device != device:

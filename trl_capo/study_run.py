@@ -167,7 +167,7 @@ def _curve(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
 
 def _noise_rates(trainer: StudyTrainer) -> dict[str, float] | None:
     estimate = trainer._capo_estimate
-    return None if estimate is None else {ALL: float(estimate.noise_rate)}
+    return None if estimate is None else {ALL: float(estimate.noise_rates[0])} | estimate.by_group()
 
 
 def _peak_memory() -> int:
