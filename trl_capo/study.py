@@ -42,6 +42,8 @@ def study(config: StudyConfig, jobs: int = 1) -> Path:
     check_model_path(config.model_name_or_path)
     _check_folder(config, folder)
     check_runs(config, folder)
+    for path in folder.glob("memory/*.part"):  # of a study that was killed
+        path.unlink()
     _run_all(config, [_preparation(config)], 1, "Preparing")
     tuning = config.tuning_runs()
     _run_all(config, tuning, jobs, "Choosing learning rates")
