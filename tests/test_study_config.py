@@ -38,6 +38,10 @@ def test_a_grid_is_every_combination_of_its_blocks(config):
     assert runs[-1].name == "grid-capo-flip-seed2-3ep-lr1.00e-04"
 
 
+def test_a_label_with_a_slash_names_no_folder_in_a_folder():
+    assert Run("grid", "capo", "10 / 40 %", 0, 1, 1e-4).name == "grid-capo-10 _ 40 %-seed0-1ep-lr1.00e-04"
+
+
 def test_tuning_runs_try_every_learning_rate_of_the_methods_in_the_grid(config):
     """2 seeds x 1 noise x 2 of 3 methods x 3 rates."""
     methods = {"dpo": {}, "capo": {}, "ipo": {}}
@@ -101,7 +105,9 @@ PLAN_ERRORS = [
     ({"methods": {"dpo": {}, "capo": {"learning_rate": 1}}}, ["methods: capo: learning_rate cannot stand there"]),
     ({"methods": {"dpo": {}, "capo": 3}}, ["methods: capo: 3 must map options to values"]),
     ({"methods": ["dpo"]}, ["methods=['dpo'] must map labels to options"]),
-    ({"methods": {"dpo": {}, "a/b": {"method": "capo"}}}, ["the label 'a/b' must be text of letters"]),
+    ({"methods": {"dpo": {}, "capo": {}, "": {"method": "capo"}}}, ["the label '' must be text on one line"]),
+    ({"noise": NOISE | {"a/b": NOISE["flip"], "a_b": NOISE["flip"]}, "grid": [GRID | {"noise": ["a/b", "a_b"]}]},
+     ["two runs would be called grid-dpo-a_b-seed0"]),
     ({"methods": {"capo": {}}, "grid": [GRID | {"methods": ["capo"]}]}, ["baseline='dpo' is not one of the methods"]),
     ({"noise": {"clean": {"kind": "flip", "rate": 1.0}, "flip": {"kind": "flip", "rate": -0.1}}},
      ["noise: clean: rate=1.0", "noise: flip: rate=-0.1", "in [0, 1)"]),

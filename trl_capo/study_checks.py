@@ -1,7 +1,6 @@
 """What the plan of a study must be like, as far as can be told without its data: shapes, names and ranges."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from numbers import Real
@@ -19,8 +18,6 @@ DECIDED = ("output_dir", "learning_rate", "seed", "num_train_epochs", "max_steps
            "group_column")  # fmt: skip
 """Options of `CAPOConfig` that the plan gives elsewhere: they cannot be a method's or all runs'."""
 
-_LABEL = re.compile(r"[\w%+][\w.%+-]*")
-
 
 def plan_problems(config: Any) -> list[str]:
     """Everything in a `StudyConfig` that cannot be used; where its shape is wrong, that alone."""
@@ -36,8 +33,8 @@ def _shape_problems(config: Any) -> Iterator[str]:
             yield f"{name}={value!r} must map labels to options."
             continue
         for label in value:
-            if not isinstance(label, str) or not _LABEL.fullmatch(label):
-                yield f"{name}: the label {label!r} must be text of letters, digits and . _ % + - (it names folders)."
+            if not isinstance(label, str) or not label.strip() or not label.isprintable():
+                yield f"{name}: the label {label!r} must be text on one line. In YAML, put it in quotes."
     for name in ("training", "model", "lora"):
         value = getattr(config, name)
         if not isinstance(value, Mapping) and not (name == "lora" and value is None):

@@ -28,7 +28,7 @@ class Run:
     @property
     def name(self) -> str:
         parts = (self.stage, self.method, self.noise, f"seed{self.seed}", f"{self.epochs:g}ep")
-        return "-".join(parts) + f"-lr{self.learning_rate:.2e}"
+        return re.sub(r"[/\\]", "_", "-".join(parts)) + f"-lr{self.learning_rate:.2e}"  # it names a folder
 
 
 @dataclass
