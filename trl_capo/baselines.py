@@ -4,6 +4,8 @@ Notation as in `trl_capo.losses`: rho is the relative reward, beta times the dif
 reduce over the batch depend on what shares it, so they are compared without gradient accumulation.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,9 +33,9 @@ def dr_dpo_loss(rho: Tensor, *, b: float) -> Tensor:
 
     l_i is DPO's pair loss. A large b is DPO's mean, a small b the batch's least loss. The paper's default is 1.
     """
-    if not b > 0:
-        raise ValueError(f"b={b} must be positive: pair losses are divided by it")
-    return -b * (torch.logsumexp(F.logsigmoid(rho) / b, dim=0) - torch.log(torch.tensor(float(len(rho)))))
+    if not 0 < b < math.inf:
+        raise ValueError(f"b={b} must be positive and finite: pair losses are divided by it")
+    return -b * (torch.logsumexp(F.logsigmoid(rho) / b, dim=0) - math.log(len(rho)))
 
 
 def beta_dpo_losses(rho: Tensor, *, beta: float, alpha: float, running_margin: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,6 +54,8 @@ def beta_dpo_losses(rho: Tensor, *, beta: float, alpha: float, running_margin: T
     Returns:
         The losses, and the new running margin.
     """
+    if not (beta > 0 and alpha >= 0):
+        raise ValueError(f"beta={beta} must be positive and alpha={alpha} not negative")
     margins = rho.detach() / beta
     running_margin = BETA_DPO_MEMORY * running_margin + (1.0 - BETA_DPO_MEMORY) * margins.mean()
     factor = (1.0 + alpha * (margins.mean() - running_margin)).clamp(min=BETA_DPO_LEAST / beta)

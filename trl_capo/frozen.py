@@ -67,8 +67,8 @@ def sequence_keys(input_ids: Tensor, attention_mask: Tensor, *marks: Tensor) -> 
 class FrozenLayers:
     """Keeps what the lowest `count` layers of a model make of each sequence, and puts it in their place.
 
-    A batch in which a sequence is new is computed as ever, and kept. Nothing is kept while one of these layers has
-    parameters that are trained.
+    A batch in which a sequence is new is computed as ever, and kept. Refused: what is trained among these layers or
+    below them, whose output changes.
 
     Args:
         model: a causal language model of Transformers whose decoder runs `layers` one after the other.
@@ -77,7 +77,7 @@ class FrozenLayers:
     """
 
     def __init__(self, model: Any, count: int, memory: SequenceMemory) -> None:
-        self._memory = memory
+        self._memory, self._count = memory, count
         self._keys: list[str] | None = None
         self._lengths: list[int] = []
         self._known: Tensor | None = None
@@ -89,6 +89,12 @@ class FrozenLayers:
             decoder.layers[index] = _KeptLayer(decoder.layers[index], self, last=index == count - 1)
 
     def _look_up(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        kept = [decoder.get_input_embeddings(), *decoder.layers[: self._count]]
+        if any(parameter.requires_grad for part in kept for parameter in part.parameters()):
+            raise ValueError(
+                f"the lowest {self._count} layers are remembered, and some of them, or the embeddings, are trained. "
+                "Let LoRA's layers_to_transform name only layers above them, or set remember_frozen_layers=False."
+            )
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         self._keys = self._known = None
         if ids is None or mask is None:
@@ -106,6 +112,10 @@ class FrozenLayers:
     def run(self, layer: nn.Module, last: bool, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._known is not None:
             return self._known if last else hidden_states
+        if any(parameter.requires_grad for parameter in layer.parameters()):
+            raise ValueError(
+                "a layer that is remembered is trained: let layers_to_transform name only layers above it"
+            )
         output = layer(hidden_states, *args, **kwargs)
         if last and self._keys is not None:
             for key, length, row in zip(self._keys, self._lengths, output, strict=True):

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from trl_capo.models import check_model_path
 from trl_capo.study_config import Run, StudyConfig
+from trl_capo.study_data import check_runs
 from trl_capo.study_report import write_report
-from trl_capo.study_run import RESULT, SETTINGS
+from trl_capo.study_run import ERROR, RESULT, SETTINGS
 
 LOG = "log.txt"
 
@@ -39,9 +40,11 @@ def study(config: StudyConfig, jobs: int = 1) -> Path:
     """
     folder = Path(config.output_dir)
     check_model_path(config.model_name_or_path)
-    _check_done(config, folder)
-    prepare = Run("prepare", config.baseline, next(iter(config.noise)), 0, 0, config.learning_rates[0])
-    _run_all(config, [prepare], 1, "Preparing")
+    _check_folder(config, folder)
+    check_runs(config, folder)
+    for path in folder.glob("memory/*.part"):  # of a study that was killed
+        path.unlink()
+    _run_all(config, [_preparation(config)], 1, "Preparing")
     tuning = config.tuning_runs()
     _run_all(config, tuning, jobs, "Choosing learning rates")
     chosen = choose_learning_rates(config, {run: _result(folder, run) for run in tuning})
@@ -64,8 +67,13 @@ def choose_learning_rates(config: StudyConfig, results: dict[Run, dict[str, Any]
     return rates
 
 
-def _check_done(config: StudyConfig, folder: Path) -> None:
-    """Refuse a folder whose runs were made with other shared settings, before anything is run."""
+def _preparation(config: StudyConfig) -> Run:
+    """Trains nothing: it fills the memory that the other runs share."""
+    return Run("prepare", config.baseline, next(iter(config.noise)), 0, 0, config.learning_rates[0])
+
+
+def _check_folder(config: StudyConfig, folder: Path) -> None:
+    """Refuse a folder with runs of another study, or of other methods and noise by the same names."""
     for path in sorted(folder.glob(f"runs/*/{SETTINGS}")):
         made = json.loads(path.read_text(encoding="utf-8"))["shared"]
         wrong = [key for key, value in config.shared.items() if made.get(key) != value]
@@ -75,6 +83,8 @@ def _check_done(config: StudyConfig, folder: Path) -> None:
                 f"output_dir={str(folder)!r} holds runs of another study, with {differing} ({path.parent.name}). "
                 "Choose another output_dir."
             )
+    for run in [_preparation(config), *config.possible_runs()]:
+        _is_done(config, run)
 
 
 def _result(folder: Path, run: Run) -> dict[str, Any]:
@@ -120,12 +130,15 @@ def _launch(config: StudyConfig, run: Run, slot: int) -> None:
     """Run one run in a process of its own, on the slot's GPU or share of the cores."""
     folder = Path(config.output_dir) / "runs" / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / SETTINGS
-    settings.write_text(json.dumps(config.settings(run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    settings, unfinished = folder / SETTINGS, folder / f"unfinished-{SETTINGS}"
+    unfinished.write_text(json.dumps(config.settings(run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, settings)
     environment = dict(os.environ)
     gpus = torch.cuda.device_count()
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+        visible = environment.get("CUDA_VISIBLE_DEVICES")  # those that the user leaves to this study
+        names = visible.split(",") if visible else [str(index) for index in range(gpus)]
+        environment["CUDA_VISIBLE_DEVICES"] = names[slot % gpus]
     launch = ["accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
     launch += ["--dynamo_backend", "no", "--module", "trl_capo.study_run", str(settings)]
     with (folder / LOG).open("w", encoding="utf-8") as log:
@@ -134,5 +147,5 @@ def _launch(config: StudyConfig, run: Run, slot: int) -> None:
         ).returncode
     if code != 0:
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        said = [line for line in lines if line.startswith("trl-capo study: error: ")] or lines[-1:]
+        said = [line[len(ERROR) :] for line in lines if line.startswith(ERROR)] or lines[-1:]
         raise RunFailed(f"the run {run.name} failed ({folder / LOG}): {said[-1] if said else f'exit code {code}'}")

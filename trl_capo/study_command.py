@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RunFailed) as error:
         print(f"trl-capo study: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunFailed) else 2
+    except KeyboardInterrupt:
+        print("trl-capo study: interrupted. What is done stays done; the same command goes on.", file=sys.stderr)
+        return 130
     print(f"Report: {folder / 'report.md'} ({(time.monotonic() - started) / 60:.0f} minutes)")
     return 0
 

@@ -1,18 +1,17 @@
 """The plan of a study: a YAML file of methods, noise, seeds and learning rates, checked and unrolled into runs."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trl_capo.noise import KINDS
-from trl_capo.study_methods import METHODS
-
-TRUE_RATE = "true_rate"
-"""As the value of a method's option: the share of pairs that the run's noise has changed."""
+from trl_capo.groups import parse_group_column
+from trl_capo.study_checks import plan_problems
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Run:
     @property
     def name(self) -> str:
         parts = (self.stage, self.method, self.noise, f"seed{self.seed}", f"{self.epochs:g}ep")
-        return "-".join(parts) + f"-lr{self.learning_rate:.2e}"
+        return re.sub(r"[/\\]", "_", "-".join(parts)) + f"-lr{self.learning_rate:.2e}"  # it names a folder
 
 
 @dataclass
@@ -47,7 +46,7 @@ class StudyConfig:
         tuning: `{noise, seeds, epochs}` of the runs that choose the learning rate.
         baseline: the method that others are compared with.
         training: options of `CAPOConfig` for all runs.
-        lora: options of PEFT's `LoraConfig`, or none for full training.
+        lora: options of PEFT's `LoraConfig`; None trains the whole model.
         model: options of `from_pretrained`, such as `dtype`.
         group_column: as `CAPOConfig.group_column`.
         train_split, validation_split, test_split: the data set's splits.
@@ -82,42 +81,15 @@ class StudyConfig:
     remember_frozen_layers: bool = False
 
     def __post_init__(self) -> None:
-        problems = [*self._method_problems(), *self._noise_problems(), *self._grid_problems()]
+        self.group_column = parse_group_column(self.group_column)
+        if isinstance(self.methods, Mapping):  # in YAML, a method without options is a label with nothing behind it
+            self.methods = {label: {} if options is None else options for label, options in self.methods.items()}
+        problems = plan_problems(self)
+        if not problems:
+            names = Counter(run.name for run in self.possible_runs())
+            problems = [f"two runs would be called {name}: change a label." for name in names if names[name] > 1]
         if problems:
             raise ValueError("the study cannot be run as it is:\n" + "\n".join(f"- {line}" for line in problems))
-
-    def _method_problems(self) -> Iterator[str]:
-        for label, options in self.methods.items():
-            kind = options.get("method", label) if isinstance(options, Mapping) else None
-            if kind not in METHODS:
-                yield f"methods: {label}: there is no method {kind!r}. Choose one of {', '.join(METHODS)}."
-        if self.baseline not in self.methods:
-            yield f"baseline={self.baseline!r} is not one of the methods ({', '.join(self.methods)})."
-
-    def _noise_problems(self) -> Iterator[str]:
-        for label, spec in self.noise.items():
-            if not isinstance(spec, Mapping) or spec.get("kind") not in KINDS or "rate" not in spec:
-                yield f"noise: {label}: {spec!r} needs a `rate`, and as its `kind` one of {', '.join(KINDS)}."
-            elif set(spec) - {"kind", "rate", "score_column"}:
-                yield f"noise: {label}: {spec!r} has more than kind, rate and score_column."
-
-    def _grid_problems(self) -> Iterator[str]:
-        blocks = [("grid", block) for block in self.grid]
-        if len(self.learning_rates) > 1:
-            if self.tuning is None:
-                yield "learning_rates: there are several, and no `tuning` runs that choose one."
-            else:
-                blocks.append(("tuning", {"methods": [], **self.tuning}))
-        if not self.grid or not self.learning_rates:
-            yield "grid and learning_rates must each have an entry."
-        for name, block in blocks:
-            if not isinstance(block, Mapping) or set(block) != {"methods", "noise", "seeds", "epochs"}:
-                yield f"{name}: {block!r} needs methods, noise, seeds and epochs, and nothing else."
-                continue
-            for key, known in (("methods", self.methods), ("noise", self.noise)):
-                yield from (f"{name}: {key}: {entry!r} is not defined." for entry in block[key] if entry not in known)
-            if any(not isinstance(seed, int) or isinstance(seed, bool) for seed in block["seeds"]):
-                yield f"{name}: seeds={block['seeds']!r} must be whole numbers."
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -156,6 +128,20 @@ class StudyConfig:
         ]
         return list(dict.fromkeys(runs))
 
+    def possible_runs(self) -> list[Run]:
+        """Every run there can be, whatever learning rates are chosen."""
+        rates = [dict.fromkeys(self.methods, rate) for rate in dict.fromkeys(self.learning_rates)]
+        return self.tuning_runs() + [run for chosen in rates for run in self.grid_runs(chosen)]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-4 as a number, which YAML 1.1 takes for text because it has no point."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
 
 def read_study(path: str, overrides: Mapping[str, Any]) -> StudyConfig:
     """Read a study's YAML file; `overrides` that are not None take the place of its values.
@@ -164,8 +150,10 @@ def read_study(path: str, overrides: Mapping[str, Any]) -> StudyConfig:
         ValueError, OSError: it cannot be read or used; the message is for the user.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"config={path!r}: there is no such file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} is not a study: it must be a mapping of options.")

@@ -1,34 +1,48 @@
 """Plots of a study, as PNG files: shapes and positions tell methods apart, and shades of grey, not hue."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trl_capo import study_table as table
+from trl_capo.fonts import choose_fonts
 from trl_capo.plots import MARKERS
 from trl_capo.study_config import StudyConfig
 from trl_capo.study_table import Bootstrap, Cell, Estimate, Key
 
+WIDTH = 6.5  # inches, that the legend has room
 LINES = ["-", "--", "-.", ":"]
 MEASURES = {"accuracy": ("reward accuracy, %", 100, table.accuracy), "margin": ("mean margin", 1, table.margin)}
 
 
-def plot_study(config: StudyConfig, cells: Mapping[Key, Cell], bootstrap: Bootstrap, folder: Path) -> list[Path]:
-    """Draw every plot there are numbers for; returns the files."""
-    plots = []
+def plot_study(config: StudyConfig, cells: Mapping[Key, Cell], bootstrap: Bootstrap, folder: Path) -> dict[Path, str]:
+    """Draw every plot there are numbers for; returns the files, each with what it shows."""
+    import matplotlib
+
+    groups = next(iter(cells.values())).groups
+    fonts, undrawable = choose_fonts([*config.methods, *config.noise, *groups])
+    names = {group: f"#{number}" for number, group in enumerate(groups, 1) if undrawable & set(group)}
+    with matplotlib.rc_context({"font.family": fonts}):
+        return dict(_plots(config, cells, bootstrap, names, folder))
+
+
+def _plots(
+    config: StudyConfig, cells: Mapping[Key, Cell], bootstrap: Bootstrap, names: Mapping[str, str], folder: Path
+) -> Iterator[tuple[Path, str]]:
     for epochs in sorted({key[0] for key in cells}):
         part = {key: cell for key, cell in cells.items() if key[0] == epochs}
-        ending = f"_{epochs:g}ep.png"
-        plots += [
-            _over_noise(config, part, bootstrap, "accuracy", folder / f"accuracy{ending}"),
-            _over_noise(config, part, bootstrap, "margin", folder / f"reward_gap{ending}"),
-            _over_steps(config, part, folder / f"steps{ending}"),
-        ]
+        ending, told = f"_{epochs:g}ep.png", f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+        path = folder / f"accuracy{ending}"
+        yield _over_noise(config, part, bootstrap, "accuracy", path), f"Reward accuracy under noise, {told}"
+        path = folder / f"reward_gap{ending}"
+        yield _over_noise(config, part, bootstrap, "margin", path), f"Reward gap under noise, {told}"
+        yield _over_steps(config, part, folder / f"steps{ending}"), f"Reward accuracy over the steps, {told}"
         if len(next(iter(part.values())).groups) > 1 and any(key[2] != config.baseline for key in part):
-            plots.append(_gain_map(config, part, bootstrap, folder / f"gain{ending}"))
-    return plots
+            path, listed = folder / f"gain{ending}", "".join(f"; {name} is {group}" for group, name in names.items())
+            caption = f"Gain in reward accuracy over {config.baseline} in every group, {told}{listed}"
+            yield _gain_map(config, part, bootstrap, names, path), caption
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
@@ -53,7 +67,7 @@ def _over_noise(config: StudyConfig, cells: Mapping[Key, Cell], bootstrap: Boots
     label, unit, measure = MEASURES[what]
     noises, methods = _noises(config, cells), _methods(config, cells)
     epochs = next(iter(cells))[0]
-    figure, (axes,) = _figure(1.6 + 1.9 * len(noises), 4.2)
+    figure, (axes,) = _figure(max(WIDTH, 1.6 + 1.9 * len(noises)), 4.2)
     for index, method in enumerate(methods):
         found: list[tuple[float, Estimate]] = [
             (place + 0.8 * ((index + 0.5) / len(methods) - 0.5), measure(cells[epochs, noise, method], bootstrap))
@@ -86,7 +100,7 @@ def _over_steps(config: StudyConfig, cells: Mapping[Key, Cell], path: Path) -> P
     """Mean validation accuracy over the steps, a panel a noise."""
     noises, methods = _noises(config, cells), _methods(config, cells)
     epochs = next(iter(cells))[0]
-    figure, panels = _figure(1.2 + 2.8 * len(noises), 4.2, len(noises))
+    figure, panels = _figure(max(WIDTH, 1.2 + 2.8 * len(noises)), 4.2, len(noises))
     for axes, noise in zip(panels, noises, strict=True):
         for index, method in enumerate(methods):
             if (epochs, noise, method) not in cells:
@@ -102,16 +116,23 @@ def _over_steps(config: StudyConfig, cells: Mapping[Key, Cell], path: Path) -> P
                 linewidth=1.2,
                 label=method,
             )
+        axes.grid(axis="y", color="0.9")
         axes.set_title(noise, fontsize=10, parse_math=False)
         axes.set_xlabel("step")
     panels[0].set_ylabel("reward accuracy on the validation split, %")
     return _finish(figure, max(panels, key=lambda axes: len(axes.lines)), path)
 
 
-def _gain_map(config: StudyConfig, cells: Mapping[Key, Cell], bootstrap: Bootstrap, path: Path) -> Path:
-    """Gain over the baseline in points: a row a method and noise, a column a group; bold beyond chance."""
+def _gain_map(
+    config: StudyConfig, cells: Mapping[Key, Cell], bootstrap: Bootstrap, names: Mapping[str, str], path: Path
+) -> Path:
+    """Gain over the baseline in points: a row a method and noise, a column a group; bold beyond chance.
+
+    Args:
+        names: of groups whose own no font can draw.
+    """
     epochs, groups = next(iter(cells))[0], next(iter(cells.values())).groups
-    rows, names = [], []
+    rows, titles, ends = [], [], []
     for noise in _noises(config, cells):
         baseline = cells.get((epochs, noise, config.baseline))
         for method in _methods(config, cells):
@@ -121,8 +142,9 @@ def _gain_map(config: StudyConfig, cells: Mapping[Key, Cell], bootstrap: Bootstr
             found = [table.difference(cell, baseline, bootstrap, group) for group in groups]
             if all(found):
                 rows.append(found)
-                names.append(f"{noise}: {method}")
-    figure, (axes,) = _figure(2.6 + 0.55 * len(groups), 1.2 + 0.3 * max(1, len(rows)))
+                titles.append(f"{noise}: {method}")
+        ends.append(len(rows))
+    figure, (axes,) = _figure(2.6 + 0.55 * len(groups), max(3.6, 1.2 + 0.3 * len(rows)))
     values = 100 * np.array([[entry.value for entry in row] for row in rows]).reshape(len(rows), len(groups))
     limit = max(1.0, float(np.abs(values).max(initial=0.0)))
     image = axes.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
@@ -132,17 +154,21 @@ def _gain_map(config: StudyConfig, cells: Mapping[Key, Cell], bootstrap: Bootstr
             weight = "bold" if entry.beyond_zero else "normal"
             axes.text(x, y, f"{values[y, x]:+.0f}", ha="center", va="center", fontsize=7, weight=weight,
                       color="white" if dark else "black")  # fmt: skip
-    axes.set_xticks(range(len(groups)), groups, rotation=60, ha="right", fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    for end in ends[:-1]:
+        axes.axhline(end - 0.5, color="black", linewidth=1)
+    shown = [names.get(group, group) for group in groups]
+    axes.set_xticks(range(len(groups)), shown, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(len(titles)), titles, fontsize=8)
     for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
         label.set_parse_math(False)
-    figure.colorbar(image, label=f"accuracy less {config.baseline}'s, points", shrink=0.8)
+    label = f"reward accuracy less {config.baseline}'s, points\n(bold: the 95 % interval leaves out 0)"
+    figure.colorbar(image, label=label, shrink=0.8)
     figure.savefig(path)
     return path
 
 
 def _shade(index: int, count: int) -> str:
-    return str(round(0.05 + 0.6 * index / max(1, count - 1), 3))
+    return str(round(0.05 + 0.5 * index / max(1, count - 1), 3))
 
 
 def _finish(figure: Any, axes: Any, path: Path) -> Path:

@@ -35,16 +35,21 @@ def report(
     chosen: Mapping[str, float],
     cells: Mapping[Key, Cell],
     bootstrap: Bootstrap,
-    plots: list[Path],
+    plots: Mapping[Path, str],
 ) -> str:
     """The report as Markdown."""
     first = next(iter(cells.values()))
     lines = [
-        f"# Study: {config.dataset_name}, {config.model_name_or_path}",
+        f"# Study: {config.model_name_or_path} on {config.dataset_name}",
         "",
-        f"{len(first.labels):,} test pairs without noise. In brackets: 95 % interval of a bootstrap over seeds and "
-        f"test pairs. Differences and ratios are to {config.baseline}, on the same pairs and seeds; * where the "
+        f"Measured on {len(first.labels):,} test pairs without noise: only training pairs are noisy. In brackets: "
+        "95 % intervals, by a bootstrap over seeds and test pairs; with one seed, they say nothing of others. "
+        f"Differences and multiples compare with {config.baseline} on the same pairs and seeds; * marks those whose "
         "interval leaves out equality.",
+        "",
+        *(f"- {label}: {_options({'method': label} | options)}" for label, options in config.methods.items()),
+        "",
+        *(f"- noise {label}: {_options(spec)}" for label, spec in config.noise.items()),
         "",
     ]
     for epochs in sorted({key[0] for key in cells}):
@@ -54,10 +59,17 @@ def report(
             lines += [f"### {title}", "", *_markdown(config, part, cell_text), ""]
         lines += _noise_rates(part)
     lines += ["## Runs", "", *_run_table(chosen, cells), ""]
-    lines += [f"![{plot.stem.replace('_', ' ')}]({plot.name})" for plot in plots]
+    if len(config.learning_rates) > 1:
+        tried = ", ".join(f"{rate:g}" for rate in config.learning_rates)
+        lines += [f"Of the learning rates {tried}, each method has the best on the validation split.", ""]
+    lines += [f"![{caption}]({plot.name})" for plot, caption in plots.items()]
     versions = first.results[0]["versions"]
     lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
 def _percent(found: Estimate) -> str:
@@ -104,17 +116,17 @@ def _measures(
     measures = {
         "Reward accuracy, %": lambda key, cell: _percent(table.accuracy(cell, bootstrap)),
         f"Reward accuracy less {config.baseline}'s, points": against(table.difference, _points),
-        f"Reward accuracy divided by {config.baseline}'s": against(table.ratio, _factor),
-        f"Mean margin (reward gap; {config.baseline} in the same units)": lambda key, cell: (
+        f"Reward accuracy as a multiple of {config.baseline}'s": against(table.ratio, _factor),
+        "Reward gap: the mean margin": lambda key, cell: (
             f"{(found := table.margin(cell, bootstrap)).value:.2f} [{found.low:.2f}, {found.high:.2f}]"
         ),
+        f"Reward gap as a multiple of {config.baseline}'s": against(table.margin_ratio, _factor),
         f"Steps to {config.baseline}'s best accuracy on the validation split": steps,
     }
     if len(next(iter(cells.values())).groups) > 1:
-        measures["Worst group's accuracy, %"] = worst
-        measures[f"Accuracy in {config.baseline}'s worst group, divided by {config.baseline}'s"] = against(
-            table.ratio, _factor, by_worst=True
-        )
+        measures["Reward accuracy in the worst group, %"] = worst
+        title = f"Reward accuracy in {config.baseline}'s worst group, as a multiple of {config.baseline}'s"
+        measures[title] = against(table.ratio, _factor, by_worst=True)
     return measures
 
 
@@ -140,7 +152,7 @@ def _noise_rates(cells: Mapping[Key, Cell]) -> list[str]:
             rows.append([f"{method}, {noise}", *(_found_and_true(cell.results, name) for name in names)])
     if not rows:
         return []
-    return ["### Noise rate found (true), %", "", *_lines([["", *names], *rows]), ""]
+    return ["### Noise rate estimated (true), %", "", *_lines([["", *names], *rows]), ""]
 
 
 def _found_and_true(results: list[dict[str, Any]], name: str) -> str:
@@ -151,7 +163,9 @@ def _found_and_true(results: list[dict[str, Any]], name: str) -> str:
 
 
 def _run_table(chosen: Mapping[str, float], cells: Mapping[Key, Cell]) -> list[str]:
-    rows: list[list[Any]] = [["method", "noise", "epochs", "seeds", "learning rate", "steps", "seconds", "peak MB"]]
+    rows: list[list[Any]] = [
+        ["method", "noise", "epochs", "seeds", "learning rate", "steps", "seconds a run", "peak MB"]
+    ]
     for (epochs, noise, method), cell in cells.items():
         seconds = np.mean([result["seconds"] for result in cell.results])
         memory = max(result["peak_memory_bytes"] for result in cell.results) / 2**20

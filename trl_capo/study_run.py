@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,40 +22,22 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_capo import __version__
-from trl_capo.config import CAPOConfig
-from trl_capo.data import load_preference_data, select_split
 from trl_capo.frozen import FrozenLayers, SequenceMemory, scoring_completions_only
-from trl_capo.groups import find_groups
-from trl_capo.noise import inject_noise
-from trl_capo.noise_checks import IS_NOISY
-from trl_capo.study_config import TRUE_RATE
-from trl_capo.study_methods import METHODS
+from trl_capo.study_data import ALL, noise_shares, read_parts, training_options, with_noise
 from trl_capo.study_trainer import StudyTrainer
 
 RESULT, MARGINS, SETTINGS = "result.json", "margins.npz", "settings.json"
-ALL = "all"
+ERROR = "trl-capo study: error: "
 
 
 def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train and measure; returns what `result.json` holds."""
     shared, stage = settings["shared"], settings["stage"]
-    splits = load_preference_data(shared["dataset_name"])
-    parts = {name: _part(splits, shared, name) for name in ("train", "validation", "test")}
-    inject = settings["inject"]
-    parts["train"] = inject_noise(
-        parts["train"],
-        inject["kind"],
-        inject["rate"],
-        seed=settings["seed"],
-        group_column=shared["group_column"],
-        score_column=inject.get("score_column"),
-    )
-    shares = _noise_shares(parts["train"], shared["group_column"])
+    parts = read_parts(shared)
+    parts["train"] = with_noise(parts["train"], settings["inject"], settings["seed"], shared["group_column"])
+    shares = noise_shares(parts["train"], shared["group_column"])
     memory = folder.parent.parent / "memory"
-    references, hidden = (
-        SequenceMemory(memory / "references.safetensors"),
-        SequenceMemory(memory / "hidden.safetensors"),
-    )
+    references, hidden = (SequenceMemory(memory / f"{name}.safetensors") for name in ("references", "hidden"))
     with scoring_completions_only():
         trainer = _make_trainer(settings, parts, shares[ALL], references, hidden, folder)
         started = time.perf_counter()
@@ -63,6 +46,8 @@ def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
                 trainer.evaluate(part)
         else:
             trainer.train()
+            if _curve(trainer.state.log_history)[-1]["step"] < trainer.state.global_step:
+                trainer.evaluate()  # the curve ends where the training does
         seconds = time.perf_counter() - started
         if stage == "grid":
             _measure(trainer, parts["test"], folder)
@@ -81,19 +66,6 @@ def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _part(splits: Any, shared: dict[str, Any], name: str) -> Dataset:
-    part, most = select_split(splits, shared[f"{name}_split"], f"{name}_split"), shared[f"{name}_pairs"]
-    return part if most is None else part.select(range(min(most, len(part))))
-
-
-def _noise_shares(train: Dataset, group_column: str | None) -> dict[str, float]:
-    """The share of changed pairs, of all and of every group."""
-    noisy = np.array(train[IS_NOISY][:], dtype=float)
-    _, labels = find_groups(train, group_column, "the training split")
-    groups = np.array(labels or [], dtype=object)
-    return {ALL: float(noisy.mean())} | {group: float(noisy[groups == group].mean()) for group in sorted(set(groups))}
-
-
 def _make_trainer(
     settings: dict[str, Any],
     parts: dict[str, Dataset],
@@ -102,29 +74,8 @@ def _make_trainer(
     hidden: SequenceMemory,
     folder: Path,
 ) -> StudyTrainer:
-    shared, options = settings["shared"], dict(settings["options"])
-    method = METHODS[options.pop("method")]
-    options = {key: share if value == TRUE_RATE else value for key, value in options.items()}
-    own = method.own | {key: options.pop(key) for key in list(options) if key in method.own}
-    steps = max(1, round(settings["epochs"] * len(parts["train"]) / shared["training"]["per_device_train_batch_size"]))
-    args = CAPOConfig(
-        **{
-            "output_dir": str(folder),
-            "report_to": "none",
-            "save_strategy": "no",
-            "logging_steps": 10,
-            "eval_strategy": "steps",
-            "eval_steps": max(1, steps // shared["curve_points"]),
-            "disable_tqdm": True,
-            "group_column": shared["group_column"],
-            "max_steps": steps,
-            "learning_rate": settings["learning_rate"],
-            "seed": settings["seed"],
-            **shared["training"],
-            **method.config,
-            **options,
-        }
-    )
+    shared = settings["shared"]
+    args, own = training_options(settings, len(parts["train"]), share, folder)
     torch.manual_seed(args.seed)
     model = AutoModelForCausalLM.from_pretrained(shared["model_name_or_path"], **shared["model"])
     lora = None if shared["lora"] is None else LoraConfig(**shared["lora"])
@@ -137,7 +88,7 @@ def _make_trainer(
         eval_dataset=parts["validation"],
         processing_class=AutoTokenizer.from_pretrained(shared["model_name_or_path"]),
         peft_config=lora,
-        method=next(name for name, known in METHODS.items() if known is method),
+        method=settings["options"]["method"],
         own=own,
         references=references,
     )
@@ -166,6 +117,7 @@ def _curve(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def _noise_rates(trainer: StudyTrainer) -> dict[str, float] | None:
+    """The noise rates that the training found, of all and of every group; None where it estimates none."""
     estimate = trainer._capo_estimate
     return None if estimate is None else {ALL: float(estimate.noise_rates[0])} | estimate.by_group()
 
@@ -181,9 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = json.loads(path.read_text(encoding="utf-8"))
     try:
         result = run(settings, path.parent)
-    except (ValueError, NotImplementedError, OSError) as error:
-        print(f"trl-capo study: error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        if not isinstance(error, ValueError | NotImplementedError | OSError):
+            traceback.print_exc()
+        print(f"{ERROR}{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     unfinished = path.parent / f"unfinished-{RESULT}"
     unfinished.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(unfinished, path.parent / RESULT)

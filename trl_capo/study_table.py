@@ -16,7 +16,8 @@ RESAMPLES = 4000
 class Cell:
     """The runs of one method under one noise for so many epochs, one a seed.
 
-    `margins` is (seeds, pairs) on the test split, `labels` the pairs' groups; `results` the runs' result.json.
+    `margins` is (seeds, pairs) on the test split, `labels` the pairs' groups, "" where there are none; `results` the
+    runs' result.json.
     """
 
     seeds: tuple[int, ...]
@@ -31,7 +32,7 @@ class Cell:
 
     @property
     def groups(self) -> list[str]:
-        return sorted(set(self.labels.tolist()))
+        return sorted(set(self.labels.tolist()) - {""})
 
 
 Key = tuple[float, str, str]
@@ -50,12 +51,15 @@ def read_cells(runs: Mapping[Any, Path]) -> dict[Key, Cell]:
             margins, labels = arrays["margins"], arrays["labels"]
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         found.setdefault((run.epochs, run.noise, run.method), []).append((run.seed, margins, labels, result))
-    cells = {}
+    cells, first = {}, next(iter(found.values()))[0][2]
     for key, entries in found.items():
         entries.sort(key=lambda entry: entry[0])
         seeds, margins, labels, results = zip(*entries, strict=True)
-        if any(not np.array_equal(labels[0], other) for other in labels):
-            raise ValueError(f"the runs of {key[2]} under {key[1]} were measured on different test pairs.")
+        if any(not np.array_equal(first, other) for other in labels):
+            raise ValueError(
+                f"runs of {key[2]} under {key[1]} were measured on other test pairs than the first run of the study: "
+                "options such as max_length must be the same for all methods, and the data must not change."
+            )
         cells[key] = Cell(seeds, np.stack(margins), labels[0], list(results))
     return cells
 
@@ -113,13 +117,12 @@ class Bootstrap:
     """
 
     def __init__(self, labels: np.ndarray, seed: int = 0) -> None:
-        self._generator = np.random.default_rng(seed)
-        self._state = self._generator.bit_generator.state
+        generator = np.random.default_rng(seed)
         self._weights = np.zeros((RESAMPLES, len(labels)))
         for group in sorted(set(labels.tolist())):
             member = np.flatnonzero(labels == group)
             share = np.full(len(member), 1 / len(member))
-            self._weights[:, member] = self._generator.multinomial(len(member), share, size=RESAMPLES)
+            self._weights[:, member] = generator.multinomial(len(member), share, size=RESAMPLES)
 
     def draws(self, values: np.ndarray, seeds: Sequence[int], member: np.ndarray | None = None) -> np.ndarray:
         """(RESAMPLES,) means of `values`, (seeds, pairs), over drawn seeds and drawn pairs (of `member`, a mask)."""
@@ -132,7 +135,7 @@ class Bootstrap:
 
 
 def estimate(value: float, draws: np.ndarray) -> Estimate:
-    low, high = np.quantile(draws, [0.025, 0.975])
+    low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")  # of draws some may be infinite
     return Estimate(float(value), float(low), float(high))
 
 
@@ -164,20 +167,34 @@ def difference(cell: Cell, baseline: Cell, bootstrap: Bootstrap, group: str | No
     seeds, ours, theirs = common_seeds(cell, baseline)
     if not seeds:
         return None
-    gain = cell.right[ours] - baseline.right[theirs]
-    member = None if group is None else cell.labels == group
-    value = gain.mean() if member is None else gain[:, member].mean()
-    return estimate(value, bootstrap.draws(gain, seeds, member))
+    gain, member = cell.right[ours] - baseline.right[theirs], _members(cell, group)
+    return estimate(gain[:, member].mean(), bootstrap.draws(gain, seeds, member))
 
 
 def ratio(cell: Cell, baseline: Cell, bootstrap: Bootstrap, group: str | None = None) -> Estimate | None:
-    """Accuracy divided by the baseline's, likewise."""
+    """Accuracy divided by the baseline's, likewise; None also where the baseline's is 0."""
+    return _ratio(cell, baseline, bootstrap, _members(cell, group), [c.right for c in (cell, baseline)])
+
+
+def margin_ratio(cell: Cell, baseline: Cell, bootstrap: Bootstrap, group: str | None = None) -> Estimate | None:
+    """Mean margin divided by the baseline's, likewise; None also where the baseline's is not positive."""
+    values = [c.margins.astype(np.float64) for c in (cell, baseline)]
+    return _ratio(cell, baseline, bootstrap, _members(cell, group), values)
+
+
+def _members(cell: Cell, group: str | None) -> np.ndarray:
+    return np.ones(len(cell.labels), dtype=bool) if group is None else cell.labels == group
+
+
+def _ratio(
+    cell: Cell, baseline: Cell, bootstrap: Bootstrap, member: np.ndarray, values: list[np.ndarray]
+) -> Estimate | None:
     seeds, ours, theirs = common_seeds(cell, baseline)
-    if not seeds:
+    if not seeds or values[1][theirs][:, member].mean() <= 0:
         return None
-    member = np.ones(len(cell.labels), dtype=bool) if group is None else cell.labels == group
-    top, bottom = cell.right[ours], baseline.right[theirs]
-    drawn = bootstrap.draws(top, seeds, member) / np.maximum(bootstrap.draws(bottom, seeds, member), 1e-9)
+    top, bottom = values[0][ours], values[1][theirs]
+    tops, bottoms = (bootstrap.draws(part, seeds, member) for part in (top, bottom))
+    drawn = np.divide(tops, bottoms, out=np.full_like(tops, np.inf), where=bottoms > 0)
     return estimate(top[:, member].mean() / bottom[:, member].mean(), drawn)
 
 

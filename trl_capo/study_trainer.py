@@ -26,6 +26,8 @@ class StudyTrainer(CAPOTrainer):
         super().__init__(*args, **kwargs)
 
     def compute_ref_log_probs(self, model, inputs):
+        if self.ld_alpha is not None or self.args.sync_ref_model:  # log-probs by more than the sequence
+            return super().compute_ref_log_probs(model, inputs)
         completions = inputs["completion_mask"]
         keys = sequence_keys(inputs["input_ids"], inputs["attention_mask"], completions)
         found = None if keys is None else self._study_references.get(keys)
@@ -46,8 +48,8 @@ class StudyTrainer(CAPOTrainer):
         batch = Batch(rho, self.beta, outputs, self._study_mask, self._study_state)
         return self._study_loss(batch, **self._study_own)
 
-    def _capo_record(self, rows: Tensor, pairs: Tensor | None, labels: list[str] | None) -> None:
-        super()._capo_record(rows, pairs, labels)
+    def _capo_record(self, rows: Tensor, groups: Tensor, pairs: Tensor | None) -> None:
+        super()._capo_record(rows, groups, pairs)
         if not self.model.training:
             gathered = self.accelerator.gather((pairs, rows[:, 0] - rows[:, 1]))
             self.evaluated.update(zip(*(values.tolist() for values in gathered), strict=True))

@@ -1,0 +1,250 @@
+"""The plan of a study: which runs it makes, and one clear error for everything that cannot be run, before any run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from datasets import load_dataset
+from study_data import LORA, NOISE, TRAINING, plan, save_splits
+
+from trl_capo import study_command
+from trl_capo.study import choose_learning_rates
+from trl_capo.study_config import Run, StudyConfig, read_study
+
+GRID = {"methods": ["dpo", "capo"], "noise": ["clean", "flip"], "seeds": [0, 1], "epochs": 1}
+TUNING = {"noise": ["flip"], "seeds": [0], "epochs": 1}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Builds a StudyConfig of the small study; keywords win."""
+    return lambda **changes: StudyConfig(**plan("model", "data", tmp_path, **changes))
+
+
+def test_a_grid_is_every_combination_of_its_blocks(config):
+    """2 methods x 2 noises x 2 seeds, and 1 x 1 x 3 for three epochs, of which nothing is run twice: 8 + 3."""
+    blocks = [GRID, {"methods": ["capo"], "noise": ["flip"], "seeds": [0, 1, 2], "epochs": 3}]
+    runs = config(grid=[*blocks, GRID]).grid_runs({"dpo": 1e-3, "capo": 1e-4})
+    assert len(runs) == 11
+    assert runs[:4] == [
+        Run("grid", "dpo", "clean", 0, 1, 1e-3),
+        Run("grid", "capo", "clean", 0, 1, 1e-4),
+        Run("grid", "dpo", "flip", 0, 1, 1e-3),
+        Run("grid", "capo", "flip", 0, 1, 1e-4),
+    ]
+    assert runs[-1] == Run("grid", "capo", "flip", 2, 3, 1e-4)
+    assert runs[-1].name == "grid-capo-flip-seed2-3ep-lr1.00e-04"
+
+
+def test_a_label_with_a_slash_names_no_folder_in_a_folder():
+    assert Run("grid", "capo", "10 / 40 %", 0, 1, 1e-4).name == "grid-capo-10 _ 40 %-seed0-1ep-lr1.00e-04"
+
+
+def test_tuning_runs_try_every_learning_rate_of_the_methods_in_the_grid(config):
+    """2 seeds x 1 noise x 2 of 3 methods x 3 rates."""
+    methods = {"dpo": {}, "capo": {}, "ipo": {}}
+    tuning = TUNING | {"seeds": [5, 6]}
+    runs = config(methods=methods, learning_rates=[1e-4, 1e-3, 1e-2], tuning=tuning).tuning_runs()
+    assert len(runs) == len(set(runs)) == 12
+    assert {(run.stage, run.noise, run.epochs) for run in runs} == {("tuning", "flip", 1)}
+    assert {run.method for run in runs} == {"dpo", "capo"}
+    assert config(tuning=TUNING).tuning_runs() == []  # one learning rate: nothing to choose
+
+
+def test_the_learning_rate_is_the_best_at_the_end_on_the_validation_split(config):
+    """Means over the tuning runs' last points: dpo 0.65 and 0.7; capo 0.8 and 0.8, a tie, of which the lower one.
+
+    What a run said earlier, and what it would say on the test split, is the other way round and does not count.
+    """
+    last = {("dpo", 1e-3, 0): 0.7, ("dpo", 1e-3, 1): 0.6, ("dpo", 1e-2, 0): 0.6, ("dpo", 1e-2, 1): 0.8}
+    last |= {("capo", rate, seed): 0.8 for rate in (1e-2, 1e-3) for seed in (0, 1)}
+    results = {
+        Run("tuning", method, "flip", seed, 1, rate): {
+            "curve": [{"step": 3, "accuracy": 1 - value}, {"step": 6, "accuracy": value}],
+            "test": {"accuracy": 1 - value},
+        }
+        for (method, rate, seed), value in last.items()
+    }
+    assert choose_learning_rates(config(learning_rates=[1e-2, 1e-3], tuning=TUNING), results) == {
+        "dpo": 1e-2,
+        "capo": 1e-3,
+    }
+
+
+def test_settings_hold_all_that_decides_a_run_and_nothing_else(config):
+    """The folder, the grid and the other methods do not; a method's options, its noise and the shared ones do."""
+    run = Run("grid", "capo", "flip", 0, 1, 1e-2)
+    settings = config().settings(run)
+    assert settings == json.loads(json.dumps(settings))
+    assert config(grid=[GRID, GRID | {"epochs": 3}], output_dir="elsewhere", baseline="capo").settings(run) == settings
+    for changes in (
+        {"methods": {"dpo": {}, "capo": {"beta": 0.2}}},
+        {"noise": NOISE | {"flip": {"kind": "near_tie", "rate": 0.1}}},
+        {"training": TRAINING | {"beta": 0.2}},
+        {"train_pairs": 12},
+    ):
+        assert config(**changes).settings(run) != settings
+
+
+def test_yaml_without_points_and_methods_without_options(tmp_path):
+    """1e-4 is text in YAML 1.1, and a label with nothing behind it is null."""
+    text = yaml.safe_dump(plan("model", "data", tmp_path, learning_rates=["LR"], methods={"dpo": None, "capo": None}))
+    (tmp_path / "plan.yaml").write_text(text.replace("LR", "1e-4"))
+    config = read_study(str(tmp_path / "plan.yaml"), {"output_dir": "other"})
+    assert config.learning_rates == [1e-4]
+    assert config.methods == {"dpo": {}, "capo": {}}
+    assert config.output_dir == "other"
+
+
+PLAN_ERRORS = [
+    ({"methods": {"dpo": {}, "kto": {}}}, ["methods: kto: there is no method 'kto'", "Choose one of capo, dpo"]),
+    ({"methods": {"dpo": {}, "capo": {"betta": 1}}}, ["methods: capo: there is no option 'betta'"]),
+    ({"methods": {"dpo": {}, "capo": {"b": 1}}}, ["methods: capo: there is no option 'b'"]),
+    ({"methods": {"dpo": {}, "capo": {"learning_rate": 1}}}, ["methods: capo: learning_rate cannot stand there"]),
+    ({"methods": {"dpo": {}, "capo": 3}}, ["methods: capo: 3 must map options to values"]),
+    ({"methods": ["dpo"]}, ["methods=['dpo'] must map labels to options"]),
+    ({"methods": {"dpo": {}, "capo": {}, "": {"method": "capo"}}}, ["the label '' must be text on one line"]),
+    ({"noise": NOISE | {"a/b": NOISE["flip"], "a_b": NOISE["flip"]}, "grid": [GRID | {"noise": ["a/b", "a_b"]}]},
+     ["two runs would be called grid-dpo-a_b-seed0"]),
+    ({"methods": {"capo": {}}, "grid": [GRID | {"methods": ["capo"]}]}, ["baseline='dpo' is not one of the methods"]),
+    ({"noise": {"clean": {"kind": "flip", "rate": 1.0}, "flip": {"kind": "flip", "rate": -0.1}}},
+     ["noise: clean: rate=1.0", "noise: flip: rate=-0.1", "in [0, 1)"]),
+    ({"noise": NOISE | {"flip": {"kind": "flip", "rate": {"de": 1.5}}}}, ["noise: flip: rate['de']=1.5"]),
+    ({"noise": NOISE | {"flip": {"kind": "flop", "rate": 0.1}}}, ["noise: flip:", "'flop'", "flip_ambiguous"]),
+    ({"noise": NOISE | {"flip": {"kind": "flip"}}}, ["noise: flip:", "needs a `rate`"]),
+    ({"noise": NOISE | {"flip": {"kind": "flip", "rate": 0.1, "seed": 1}}}, ["more than kind, rate and score_column"]),
+    ({"noise": NOISE | {False: {"kind": "flip", "rate": 0.1}}}, ["noise: the label False must be text"]),
+    ({"grid": [GRID | {"methods": ["dpo", "ipo"], "noise": ["flap"]}]},
+     ["grid: methods: 'ipo' is not defined", "grid: noise: 'flap' is not defined"]),
+    ({"grid": [{"methods": ["dpo"]}]}, ["grid:", "needs methods, noise, seeds and epochs"]),
+    ({"grid": []}, ["grid=[] must be a list of blocks"]),
+    ({"grid": [GRID | {"methods": "dpo"}]}, ["grid: methods='dpo' must be a list"]),
+    ({"grid": [GRID | {"seeds": 3}]}, ["grid: seeds=3 must be a list"]),
+    ({"grid": [GRID | {"seeds": [-1, True]}]}, ["grid: seeds=[-1, True] must be whole numbers"]),
+    ({"grid": [GRID | {"epochs": 0}]}, ["grid: epochs=0 must be a positive number"]),
+    ({"learning_rates": []}, ["learning_rates=[] must be a list of positive numbers"]),
+    ({"learning_rates": [1e-3, 0]}, ["learning_rates=[0.001, 0] must be a list of positive numbers"]),
+    ({"learning_rates": [1e-3, 1e-2]}, ["learning_rates: there are several, and no `tuning`"]),
+    ({"learning_rates": [1.001e-3, 1.002e-3], "tuning": TUNING}, ["two runs would be called"]),
+    ({"tuning": TUNING | {"methods": ["dpo"]}}, ["tuning:", "needs noise, seeds and epochs, and nothing else"]),
+    ({"tuning": TUNING | {"noise": ["flap"]}}, ["tuning: noise: 'flap' is not defined"]),
+    ({"training": {}}, ["training: it needs per_device_train_batch_size"]),
+    ({"training": TRAINING | {"max_steps": 3, "lr": 1}}, ["max_steps cannot stand there", "no option 'lr'"]),
+    ({"lora": {key: value for key, value in LORA.items() if key != "layers_to_transform"}},
+     ["remember_frozen_layers=True", "layers_to_transform"]),
+    ({"lora": None}, ["remember_frozen_layers=True", "layers_to_transform"]),
+    ({"test_split": "validation"}, ["must be three different splits"]),
+    ({"train_pairs": 0, "curve_points": 0}, ["train_pairs=0", "curve_points=0"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "said"), PLAN_ERRORS, ids=[said[0][:40] for _, said in PLAN_ERRORS])
+def test_a_plan_that_cannot_be_run_is_one_error(changes, said, config):
+    with pytest.raises(ValueError, match="the study cannot be run as it is") as error:
+        config(**changes)
+    for part in said:
+        assert part in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return save_splits(tmp_path_factory.mktemp("splits"))
+
+
+@pytest.fixture
+def refused(tmp_path, model_dir, data, capfd, monkeypatch):
+    """Runs the command with a plan, which must end with code 2 and one message before any run; returns the message."""
+    monkeypatch.setattr("trl_capo.study._launch", lambda *_: pytest.fail("a run was started"))
+
+    def call(*arguments, text=None, **changes) -> str:
+        path = tmp_path / "plan.yaml"
+        path.write_text(
+            text or yaml.safe_dump(plan(model_dir, data, tmp_path / "study", **changes), allow_unicode=True)
+        )
+        capfd.readouterr()
+        assert study_command.main(["--config", str(path), *arguments]) == 2
+        said = capfd.readouterr().err
+        assert "Traceback" not in said
+        assert said.count("trl-capo study: error: ") == 1
+        return said[said.index("trl-capo study: error: ") :]
+
+    return call
+
+
+DATA_ERRORS = [
+    ({"noise": NOISE | {"flip": {"kind": "flip", "rate": {"xx": 0.1}}}},
+     ["noise: flip:", "there is no group 'xx', only 'de', 'sw', '日本'"]),
+    ({"group_column": None}, ["noise: flip:", "have no group column"]),
+    ({"group_column": "none"}, ["noise: flip:", "have no group column"]),
+    ({"group_column": "tongue"}, ["group_column='tongue'", "only"]),
+    ({"noise": NOISE | {"flip": {"kind": "flip_ambiguous", "rate": 0.1}}}, ["noise: flip: score_column=None"]),
+    ({"validation_split": "dev"}, ["validation_split='dev'", "no such split"]),
+    ({"dataset_name": "./nothing"}, ["dataset_name='./nothing': there is no such file or folder"]),
+    ({"model_name_or_path": "./nothing"}, ["model_name_or_path='./nothing': there is no such folder"]),
+    ({"methods": {"dpo": {}, "capo": {"noise_rate": 0.7}}}, ["methods: capo: CAPOConfig", "noise_rate=0.7"]),
+    ({"methods": {"dpo": {}, "capo": {"method": "cdpo", "smoothing": 0.7}}}, ["methods: capo: label_smoothing=0.7"]),
+    ({"methods": {"dpo": {}, "capo": {"method": "dr_dpo", "b": "true_rate"}}}, ["methods: capo: b=0.0 must be"]),
+    ({"lora": LORA | {"rank": 4}}, ["lora:", "rank"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "said"), DATA_ERRORS, ids=[said[0][:40] for _, said in DATA_ERRORS])
+def test_what_data_or_options_do_not_allow_is_refused_before_any_run(changes, said, refused):
+    message = refused(**changes)
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("methods: [", "is not valid YAML"),
+        ("- a list", "it must be a mapping of options"),
+        ("", "it must be a mapping of options"),
+        ("modell: x\nnoise: {}", "unknown: modell; missing: model_name_or_path, dataset_name"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused(text, said, refused):
+    assert said in refused(text=text or "# nothing")
+
+
+def test_a_missing_file_and_no_jobs_are_refused(tmp_path, refused, capfd):
+    assert "--jobs=0: at least one" in refused("--jobs", "0")
+    assert study_command.main(["--config", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml': there is no such file." in capfd.readouterr().err
+
+
+def test_a_group_called_all_is_refused(tmp_path, refused, data):
+    for split, part in load_dataset(data).items():
+        part = part.map(lambda row: {"language": "all" if row["language"] == "de" else "sw"})
+        part.to_json(tmp_path / f"{split}.jsonl")
+    assert "there is a group 'all'" in refused(dataset_name=str(tmp_path), noise=NOISE | {"flip": NOISE["clean"]})
+
+
+@pytest.mark.parametrize(
+    ("made_with", "said"),
+    [
+        ({"curve_points": 3}, "holds runs of another study, with curve_points=3"),
+        ({"training": TRAINING | {"beta": 0.7}}, "holds runs of another study, with training="),
+        ({"methods": {"dpo": {}, "capo": {"beta": 0.2}}}, "was made with another definition of its method or noise"),
+        ({"noise": NOISE | {"flip": NOISE["clean"]}}, "was made with another definition of its method or noise"),
+    ],
+)
+def test_a_folder_of_another_study_is_refused(made_with, said, refused, tmp_path, model_dir, data):
+    run = Run("grid", "capo", "flip", 1, 1, 1e-2)
+    settings = StudyConfig(**plan(model_dir, data, tmp_path / "study", **made_with)).settings(run)
+    folder = tmp_path / "study" / "runs" / run.name
+    folder.mkdir(parents=True)
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "result.json").write_text(json.dumps({"settings": settings}))
+    assert said in refused()
+
+
+def test_the_command_line_says_what_is_wrong_without_a_traceback():
+    command = [sys.executable, "-m", "trl_capo.cli", "study", "--config", "no.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "trl-capo study: error: config='no.yaml': there is no such file."
+    assert "Traceback" not in done.stderr
