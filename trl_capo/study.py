@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from trl_capo.models import check_model_path
-from trl_capo.study_config import Run, StudyConfig
+from trl_capo.study_config import PREPARATION, Run, StudyConfig
 from trl_capo.study_data import check_runs
 from trl_capo.study_report import write_report
 from trl_capo.study_run import ERROR, RESULT, SETTINGS
@@ -44,7 +44,7 @@ def study(config: StudyConfig, jobs: int = 1) -> Path:
     check_runs(config, folder)
     for path in folder.glob("memory/*.part"):  # of a study that was killed
         path.unlink()
-    _run_all(config, [_preparation(config)], 1, "Preparing")
+    _run_all(config, [PREPARATION], 1, "Preparing")
     tuning = config.tuning_runs()
     _run_all(config, tuning, jobs, "Choosing learning rates")
     chosen = choose_learning_rates(config, {run: _result(folder, run) for run in tuning})
@@ -67,11 +67,6 @@ def choose_learning_rates(config: StudyConfig, results: dict[Run, dict[str, Any]
     return rates
 
 
-def _preparation(config: StudyConfig) -> Run:
-    """Trains nothing: it fills the memory that the other runs share."""
-    return Run("prepare", config.baseline, next(iter(config.noise)), 0, 0, config.learning_rates[0])
-
-
 def _check_folder(config: StudyConfig, folder: Path) -> None:
     """Refuse a folder with runs of another study, or of other methods and noise by the same names."""
     for path in sorted(folder.glob(f"runs/*/{SETTINGS}")):
@@ -83,7 +78,7 @@ def _check_folder(config: StudyConfig, folder: Path) -> None:
                 f"output_dir={str(folder)!r} holds runs of another study, with {differing} ({path.parent.name}). "
                 "Choose another output_dir."
             )
-    for run in [_preparation(config), *config.possible_runs()]:
+    for run in [PREPARATION, *config.possible_runs()]:
         _is_done(config, run)
 
 

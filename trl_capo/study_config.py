@@ -31,6 +31,10 @@ class Run:
         return re.sub(r"[/\\]", "_", "-".join(parts)) + f"-lr{self.learning_rate:.2e}"  # it names a folder
 
 
+PREPARATION = Run("prepare", "dpo", "none", 0, 0, 0.0)
+"""Trains nothing: it fills the memory that the other runs share."""
+
+
 @dataclass
 class StudyConfig:
     """The options of a study's YAML file; docs/study.md explains them with an example.
@@ -99,8 +103,9 @@ class StudyConfig:
 
     def settings(self, run: Run) -> dict[str, Any]:
         """Everything that decides a run's result, as JSON has it."""
-        options = {"method": run.method, **self.methods[run.method]}
-        own = {**vars(run), "options": options, "inject": self.noise[run.noise]}
+        options = {"method": run.method, **self.methods.get(run.method, {})}
+        inject = self.noise.get(run.noise, {"kind": "flip", "rate": 0})  # the preparation has none
+        own = {**vars(run), "options": options, "inject": inject}
         return json.loads(json.dumps({**own, "shared": self.shared}))
 
     def tuning_runs(self) -> list[Run]:
