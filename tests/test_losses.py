@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_capo import capo_loss, confidence_scale
-from trl_capo.losses import relative_reward, sequence_log_probs, update_noise_rate
+from trl_capo.losses import relative_reward, sequence_log_probs
 
 RATES = (0.0, 0.005, 0.1, 0.3, 0.5)
 
@@ -183,44 +183,3 @@ def test_length_desensitised_log_probs():
     mask = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0]])
     for alpha, chosen in ((0.25, -2.5), (0.0, -1.0), (1.0, -7.0), (None, -7.0)):
         assert sequence_log_probs(log_probs, mask, ld_alpha=alpha).tolist() == [chosen, -8.0]
-
-
-def estimate(rho: torch.Tensor, start: float, batch: int) -> float:
-    rate, seen = torch.tensor(start), torch.tensor(0.0)
-    for part in rho.split(batch):
-        scale = confidence_scale(part, noise_rate=rate, temperature=1.0)
-        pairs = torch.tensor(float(len(part)))
-        rate = update_noise_rate(rate, (1 - scale * (1 - rate)).sum(), pairs, seen)
-        seen = seen + pairs
-    return rate.item()
-
-
-@pytest.mark.parametrize("flips", [0.05, 0.1, 0.2, 0.3, 0.4])
-@pytest.mark.parametrize("batch", [16, 128])
-def test_estimate_recovers_the_rate_of_flips(flips, batch):
-    """Bradley-Terry preferences: the label agrees with sigmoid(rho), then a share of the labels is flipped."""
-    generator = torch.Generator().manual_seed(7)
-    margin = 2.5 * torch.randn(60_000, generator=generator)
-    better = torch.rand(60_000, generator=generator) < torch.sigmoid(margin)
-    flipped = torch.rand(60_000, generator=generator) < flips
-    rho = torch.where(better ^ flipped, margin, -margin)
-    assert estimate(rho, start=0.1, batch=batch) == pytest.approx(flips, abs=0.02)
-
-
-def test_estimate_stays_while_the_model_knows_nothing():
-    assert estimate(torch.zeros(5_000), start=0.17, batch=32) == pytest.approx(0.17, abs=1e-4)
-
-
-def test_estimate_is_bounded_and_needs_pairs():
-    def step(rate, doubt, pairs):
-        return update_noise_rate(*(torch.tensor(float(value)) for value in (rate, doubt, pairs, 0.0))).item()
-
-    assert step(0.3, doubt=0, pairs=1e6) == pytest.approx(0.005)
-    assert step(0.3, doubt=1e6, pairs=1e6) == pytest.approx(0.5)
-    assert step(0.3, doubt=0, pairs=0) == pytest.approx(0.3)
-
-
-def test_one_step_of_the_estimate_by_hand():
-    """From 0.1, 32 pairs whose doubts average 0.3, memory 320: 0.1 + (1 - exp(-0.1)) 0.2 = 0.119033."""
-    new = update_noise_rate(torch.tensor(0.1), torch.tensor(9.6), torch.tensor(32.0), torch.tensor(0.0))
-    assert new.item() == pytest.approx(0.119033, abs=1e-6)

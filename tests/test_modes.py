@@ -27,12 +27,13 @@ END = 2  # the token after each completion
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj"], "task_type": "CAUSAL_LM"}
 # Pairs in the order of the data set; steps so small that rhos of either sign remain; a noise rate that matters.
 PLAIN = {"train_sampling_strategy": "sequential", "learning_rate": 2e-3, "beta": 0.3, "gradient_checkpointing": False}
+AUTO = {"noise_rate": "auto", "group_column": None}  # one rate for all pairs, which the logs name
 COMMON = PLAIN | {"noise_rate": 0.3, "confidence_temperature": 0.7, "max_steps": 4}
 OPTIONS = [
     {},
     {"noise_rate": 0.01},
     {"noise_rate": 0.5},
-    {"noise_rate": "auto"},
+    AUTO,
     {"ld_alpha": 0.3},
     {"ld_alpha": 0.0},
     {"f_divergence_type": "forward_kl", "beta": 0.05},
@@ -156,7 +157,9 @@ def test_bfloat16(make_args, model_dir, other_model_dir, pairs, options):
     assert trainer.model.dtype == dtype
 
 
-@pytest.mark.parametrize("options", [{}, {"noise_rate": "auto", "gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"noise_rate": "auto", "group_column": None, "gradient_checkpointing": True}], ids=str
+)
 def test_new_lora_adapter_has_the_base_model_as_reference(make_args, model_dir, pairs, options):
     args = make_args(**COMMON | {"learning_rate": 1e-2} | options)
     trainer = train_and_compare(model_dir, load(model_dir), pairs, args, peft_config=LoraConfig(**LORA))
@@ -232,3 +235,25 @@ def test_vision_language_model(make_args):
     assert {key: logged(trainer, key)[0] for key in expected} == pytest.approx(expected, rel=1e-4)
     assert not same(weights(models[0]), weights(models[2]))
     assert same(weights(models[1]), weights(models[3]))
+
+
+def test_estimated_rates_scale_every_pair_by_its_group(make_args, model_dir, other_model_dir, pairs):
+    """Step 2 must use what was estimated in step 1, for every pair the rate of its own language."""
+    args = make_args(**COMMON | {"noise_rate": "auto", "max_steps": 2})
+    trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, train_dataset=pairs)
+    oracle = Oracle(pairs, load(other_model_dir))
+    trainer.add_callback(oracle)
+    estimates = []
+
+    class KeepEstimates(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            estimates.append(trainer._capo_estimate.by_group())
+
+    trainer.add_callback(KeepEstimates())
+    trainer.train()
+    size, rates = args.per_device_train_batch_size, estimates[1]
+    languages = pairs["language"][size : 2 * size]
+    assert len(set(rates.values())) == 3
+    used = torch.tensor([rates[language] for language in languages])
+    expected = expected_logs(oracle.steps[1], used, args)
+    assert {key: trainer.state.log_history[1][key] for key in expected} == pytest.approx(expected, rel=1e-4)

@@ -1,13 +1,11 @@
 """What CAPOTrainer keeps over time: the estimate, unfinished steps, caches; and data that only look wrong."""
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import as_conversation, logged, make_pairs
 from datasets import Dataset, load_dataset
-from transformers import TrainerState
+from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
 from trl_capo import CAPOTrainer
@@ -15,45 +13,42 @@ from trl_capo.noise_rate import NoiseRateEstimate
 from trl_capo.pairs import PAIR
 
 
-def test_estimate_comes_back_from_the_state_of_a_checkpoint():
-    """Through JSON, as in trainer_state.json; the pairs seen matter, since they set the estimate's memory."""
-    estimate = NoiseRateEstimate(0.1)
-    for _ in range(300):
-        estimate.update(torch.tensor(6.4), torch.tensor(32.0))
-    state = TrainerState(stateful_callbacks=[estimate])
-    saved = json.loads(json.dumps(state.stateful_callbacks))
-    restored = NoiseRateEstimate(0.3)
-    restored.on_train_begin(None, TrainerState(stateful_callbacks=saved), None)
-    for one in (estimate, restored):
-        one.update(torch.tensor(12.8), torch.tensor(32.0))
-    assert float(restored.pairs_seen) == float(estimate.pairs_seen) == 301 * 32
-    assert float(restored.noise_rate) == float(estimate.noise_rate)
-
-
-def test_a_batch_that_overflowed_does_not_end_the_estimate():
-    estimate = NoiseRateEstimate(0.2)
-    estimate.update(torch.tensor(float("nan")), torch.tensor(8.0))
-    assert float(estimate.noise_rate) == pytest.approx(0.2)
-
-
-def test_an_unfinished_step_is_forgotten_when_a_training_starts(model_dir, pairs, make_args):
-    """A micro-batch of 4 recorded before it (as when memory ran out) must not count: 2 steps of 2 x 4 are 16 pairs."""
-    args = make_args(gradient_accumulation_steps=2, max_steps=2)
-    trainer = CAPOTrainer(model_dir, args=args, train_dataset=pairs)
-    batch = next(iter(trainer.get_train_dataloader()))
-    trainer.model.train()
-    trainer.accelerator.gradient_state._set_sync_gradients(False)
-    trainer.compute_loss(trainer.model, dict(batch))
-    trainer.train()
-    assert float(trainer._capo_estimate.pairs_seen) == 16
+def test_an_unfinished_step_is_forgotten_when_a_training_starts(model_dir, other_model_dir, pairs, make_args):
+    """Micro-batches recorded before it (as when memory ran out) must not count: the rates are a new trainer's."""
+    args, rates = make_args(gradient_accumulation_steps=2, max_steps=2), []
+    for leftovers in (0, 3):
+        reference = AutoModelForCausalLM.from_pretrained(other_model_dir)
+        trainer = CAPOTrainer(model_dir, reference, args=args, train_dataset=pairs)
+        batch = next(iter(trainer.get_train_dataloader()))
+        trainer.model.train()
+        trainer.accelerator.gradient_state._set_sync_gradients(False)
+        for _ in range(leftovers):
+            trainer.compute_loss(trainer.model, dict(batch))
+        trainer.train()
+        rates.append(trainer._capo_estimate.noise_rates.tolist())
+    assert rates[0] == rates[1]
+    assert rates[0] != NoiseRateEstimate().noise_rates.tolist()
 
 
 def test_second_training_goes_on_with_the_estimate(model_dir, pairs, make_args):
     trainer = CAPOTrainer(model_dir, args=make_args(max_steps=3), train_dataset=pairs)
     trainer.train()
-    before = float(trainer._capo_estimate.noise_rate)
+    before = trainer._capo_estimate.noise_rates.tolist()
     trainer.train()
-    assert logged(trainer, "capo/noise_rate")[-3] == pytest.approx(before)
+    second = [entry for entry in trainer.state.log_history if "capo/noise_rate" in entry][-3]
+    assert second["capo/noise_rate"] == pytest.approx(sum(before[1:]) / 3, rel=0.05)
+    assert before != NoiseRateEstimate().noise_rates.tolist()
+
+
+def test_estimate_is_frozen_after_the_first_epoch(model_dir, other_model_dir, pairs, make_args):
+    """24 pairs in batches of 4: the estimate moves in the steps 1 to 6 and stays from then on."""
+    reference = AutoModelForCausalLM.from_pretrained(other_model_dir)
+    args = make_args(max_steps=12, per_device_train_batch_size=4)
+    trainer = CAPOTrainer(model_dir, reference, args=args, train_dataset=pairs)
+    trainer.train()
+    found = logged(trainer, "capo/noise_rate/de")
+    assert len(set(found[:6])) == 6
+    assert set(found[5:]) == {found[5]}
 
 
 def test_options_changed_after_construction_do_not_reach_the_loss(model_dir, pairs, make_args):

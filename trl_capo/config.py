@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
-from trl_capo.agreement import NOISE_RATES
 from trl_capo.groups import parse_group_column
 from trl_capo.losses import F_DIVERGENCES
 
@@ -28,12 +27,9 @@ class CAPOConfig(DPOConfig):
             exactly as far as the model agrees with it. `"auto"` estimates it while training, for every group of
             `group_column`, from how often the labels agree with the model on pairs that it has not learned from yet:
             in the first epoch, over all processes; then it is frozen. Kept in checkpoints.
-        noise_rate_prior (`float`, *optional*, defaults to `0.1`):
-            What `noise_rate="auto"` expects before it has seen pairs that tell, in [0.005, 0.5]. Weighs little.
-        confidence_temperature (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+        confidence_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature tau > 0 of the confidence, in units of reward (beta times nats). `1` is the Bradley-Terry model
             that DPO assumes; less gives up contradicted pairs sooner; a large value gives every pair the scale 1.
-            `"auto"` estimates it like the noise rate, over the most recent pairs.
         group_column (`str`, *optional*, defaults to `"auto"`):
             Column that names each pair's group, by which rewards are reported: text or numbers, a group of its own for
             missing values. `"auto"` is `language` where the data have it; `None` (`none` in YAML) turns groups off.
@@ -42,7 +38,7 @@ class CAPOConfig(DPOConfig):
         ValueError: options that cannot be used together, or a value out of its range. One message names them all.
     """
 
-    # The `None` makes TRL's parser read these options as text, so that the command line can say `auto` (as TRL's own
+    # The `None` makes TRL's parser read the option as text, so that the command line can say `auto` (as TRL's own
     # `pad_to_multiple_of` does); the value None is refused below.
     noise_rate: float | str | None = field(
         default="auto",
@@ -51,15 +47,11 @@ class CAPOConfig(DPOConfig):
             "training. 0 is DPO."
         },
     )
-    noise_rate_prior: float = field(
-        default=0.1,
-        metadata={"help": "What `noise_rate='auto'` expects before it has seen pairs that tell, in [0.005, 0.5]."},
-    )
-    confidence_temperature: float | str | None = field(
-        default="auto",
+    confidence_temperature: float = field(
+        default=1.0,
         metadata={
             "help": "Temperature tau > 0 of the confidence, in units of reward: 1 is the Bradley-Terry model that DPO "
-            "assumes, less gives up contradicted pairs sooner; 'auto' estimates it while training."
+            "assumes, less gives up contradicted pairs sooner."
         },
     )
 
@@ -74,8 +66,9 @@ class CAPOConfig(DPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.group_column = parse_group_column(self.group_column)
-        self.noise_rate = _number_or_text(self.noise_rate)
-        self.confidence_temperature = _number_or_text(self.confidence_temperature)
+        if isinstance(self.noise_rate, str) and self.noise_rate != "auto":
+            with contextlib.suppress(ValueError):  # the check below names what is not a number
+                self.noise_rate = float(self.noise_rate)
         self._capo_check()
 
     def _capo_check(self) -> None:
@@ -91,35 +84,21 @@ def sigmoid_weight(args: DPOConfig) -> float:
     return sum(weight for name, weight in zip(args.loss_type, weights, strict=True) if name == "sigmoid")
 
 
-def _number_or_text(value: float | str | None) -> float | str | None:
-    """A number written as text becomes one; the checks name what is neither that nor `auto`."""
-    with contextlib.suppress(ValueError):
-        return float(value) if isinstance(value, str) else value
-    return value
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _range_problems(args: CAPOConfig) -> list[str]:
     problems = []
-    low, high = NOISE_RATES[0], NOISE_RATES[-1]
     if args.noise_rate != "auto" and not (_is_number(args.noise_rate) and 0 <= args.noise_rate <= 0.5):
         problems.append(
             f"noise_rate={args.noise_rate!r}: it is a share of flipped labels, and above 0.5 labels would mean their "
             "opposite. Give a number in [0, 0.5], or 'auto'."
         )
-    if not (_is_number(args.noise_rate_prior) and low <= args.noise_rate_prior <= high):
-        problems.append(
-            f"noise_rate_prior={args.noise_rate_prior!r}: the estimate stays in [{low}, {high}]. "
-            "Give a number in that range."
-        )
-    temperature = args.confidence_temperature
-    if temperature != "auto" and not (_is_number(temperature) and temperature > 0):
+    if not (_is_number(args.confidence_temperature) and args.confidence_temperature > 0):
         problems.append(
             f"confidence_temperature={args.confidence_temperature!r}: relative rewards are divided by it. Give a "
-            "positive number (1 is the Bradley-Terry model), or 'auto'."
+            "positive number; 1 is the Bradley-Terry model."
         )
     if not (_is_number(args.beta) and args.beta > 0):
         problems.append(f"beta={args.beta!r}: without a positive beta no reward is defined. 0.1 is TRL's default.")

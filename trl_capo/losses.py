@@ -27,14 +27,11 @@ def _check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"expected one value per pair, shape (B,), in every argument, got {got}")
 
 
-def _check_hyperparameters(noise_rate: float | Tensor, temperature: float | Tensor, pairs: int) -> None:
-    # The values of a tensor are the caller's to check: looking at them here would make a GPU wait.
-    if isinstance(temperature, Tensor):
-        if temperature.shape != torch.Size([]):
-            raise ValueError(f"temperature must be a number, got a tensor of shape {tuple(temperature.shape)}")
-    elif not 0.0 < temperature < float("inf"):
+def _check_hyperparameters(noise_rate: float | Tensor, temperature: float, pairs: int) -> None:
+    if not 0.0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature} must be a positive, finite number (in units of reward)")
     if isinstance(noise_rate, Tensor):
+        # The values of a tensor are the caller's to check: looking at them here would make a GPU wait.
         if noise_rate.shape not in (torch.Size([]), torch.Size([pairs])):
             raise ValueError(f"noise_rate must be a number or of shape ({pairs},), got {tuple(noise_rate.shape)}")
     elif not 0.0 <= noise_rate <= 0.5:
@@ -103,7 +100,7 @@ def relative_reward(
     return beta * difference
 
 
-def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, temperature: float | Tensor) -> Tensor:
+def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, temperature: float) -> Tensor:
     """The CAPO scale of each pair's loss: how much the model believes the pair's label (eq. 4).
 
     With p = sigmoid(rho / temperature) the model's belief that the chosen completion is the better one, and a share
@@ -116,8 +113,7 @@ def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, tem
     Args:
         relative_reward: (B,) rho in units of reward; any sign, finite.
         noise_rate: e in [0, 0.5], one number for all pairs or (B,), one for each.
-        temperature: tau > 0, a number or a scalar tensor, in units of reward; 1 is the Bradley-Terry model that DPO
-            assumes, less is sharper.
+        temperature: tau > 0, in units of reward; 1 is the Bradley-Terry model that DPO assumes, less is sharper.
 
     Returns:
         (B,) scales in [0, 1 / (1-e)], float32, detached: a pair must not lower its loss by losing confidence.
@@ -142,7 +138,7 @@ def capo_loss(
     *,
     beta: float,
     noise_rate: float | Tensor,
-    temperature: float | Tensor,
+    temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """The CAPO loss of each pair: its DPO loss times its confidence scale (eq. 5).
 

@@ -77,10 +77,6 @@ class PairIndex:
                 self.labels.append(label)
         return [self._number_of[label] for label in labels]
 
-    def adopt(self, labels: Sequence[str]) -> None:
-        """Number the labels of groups that an earlier part of the training knew, before new ones appear."""
-        self._numbers(labels)
-
     def groups(self, pairs: Tensor | None, labels: list[str] | None, size: int, accelerator: Accelerator) -> Tensor:
         """(B,) the group of every pair of a batch, -1 for none. All processes call it together.
 

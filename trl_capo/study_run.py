@@ -121,7 +121,7 @@ def _noise_rates(trainer: StudyTrainer) -> dict[str, float] | None:
     estimate = trainer._capo_estimate
     if estimate is None or trainer.args.noise_rate != "auto":
         return None
-    return dict(zip([ALL, *estimate.labels], estimate.noise_rates.tolist(), strict=True))
+    return {ALL: float(estimate.noise_rates[0])} | estimate.by_group()
 
 
 def _peak_memory() -> int:

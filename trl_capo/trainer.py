@@ -33,7 +33,8 @@ class CAPOTrainer(DPOTrainer):
     `mean_i s_i * -log sigmoid(rho_i)` (docs/method.md, eq. 5) in place of the "sigmoid" term of `loss_type`; other
     terms, the MoE auxiliary loss and TRL's metrics stay as they are. Logged beside them, in training and evaluation:
 
-    - `capo/noise_rate`: the rate in use, in [0, 0.5];
+    - `capo/noise_rate`: the rate in use, in [0, 0.5], as a mean over the pairs; in training with the rate "auto" also
+      `capo/noise_rate/<group>`, the present estimate for every group of `group_column`;
     - `capo/confidence`: mean confidence c that a label is right, in [0, 1];
     - `capo/scale`, `capo/scale_min`, `capo/scale_max`: the scale s of the pair losses, in [0, 2];
     - `capo/contradicted`: share of the pairs with a negative relative reward, which the model ranks against the label;
@@ -96,9 +97,8 @@ class CAPOTrainer(DPOTrainer):
         )
         refuse_empty(args.max_length, train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
         self._capo_noise_rate, self._capo_temperature = args.noise_rate, args.confidence_temperature
-        if args.noise_rate != 0 and "auto" in (args.noise_rate, args.confidence_temperature):
-            known = [None if value == "auto" else value for value in (args.noise_rate, args.confidence_temperature)]
-            self.add_callback(NoiseRateEstimate(args.noise_rate_prior, *known))
+        if args.noise_rate == "auto":
+            self.add_callback(NoiseRateEstimate())
         self._capo_sigmoid_weight = sigmoid_weight(args)
         self.data_collator = PairCollator(self.data_collator)
         self._capo_recorder = PairRecorder(self.accelerator, self._capo_index)
@@ -143,18 +143,16 @@ class CAPOTrainer(DPOTrainer):
         )
         self._capo_check_agreement(dpo_loss, rho)
         estimate = self._capo_estimate
-        self._capo_index.adopt([] if estimate is None else estimate.labels)
         groups = self._capo_index.groups(pairs, labels, len(rho), self.accelerator)
-        rate, temperature = self._capo_noise_rate, self._capo_temperature
-        if estimate is not None:
-            rate, temperature = estimate.rates(groups), estimate.temperature
-        scale = confidence_scale(rho, noise_rate=rate, temperature=temperature)
+        known = self._capo_index.labels
+        rate = self._capo_noise_rate if estimate is None else estimate.rates(groups, known)
+        scale = confidence_scale(rho, noise_rate=rate, temperature=self._capo_temperature)
         loss = self._capo_loss(dpo_loss, rho, scale, policy.value)
 
         rewards = tuple(self.beta * logratio for logratio in logratios)
         self._capo_record(pair_rows(rewards, logps, rho, scale, rate), groups, pairs)
         if estimate is not None and self.model.training:
-            estimate.add(rho, groups, self._capo_index.labels)
+            estimate.add(rho, groups, known)
             if self.accelerator.sync_gradients:
                 estimate.end_step(self.accelerator)
         return (loss, outputs) if return_outputs else loss
@@ -195,7 +193,8 @@ class CAPOTrainer(DPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:
             logs.update(self._capo_recorder.take_training())
-            logs.update({} if self._capo_estimate is None else self._capo_estimate.metrics())
+            rates = {} if self._capo_estimate is None else self._capo_estimate.by_group()
+            logs.update({f"capo/noise_rate/{group}": rate for group, rate in rates.items()})
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
