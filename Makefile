@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Two busy threads that spin while they wait for each other's process make everything beside them crawl.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check clean
+.PHONY: demo study test check clean
 
 # What is there and was made with the same model, data and configs is used again.
 demo: .venv/demo-$(DEMO_MODEL)
@@ -23,6 +23,11 @@ demo/trained: configs/quickstart.yaml demo/model/.build.json demo/data/.build.js
 
 demo/output/metrics.json: configs/quickstart_evaluate.yaml demo/trained
 	$(BIN)/trl-capo evaluate --config configs/quickstart_evaluate.yaml
+
+# Hours on a CPU; goes on where it stopped.
+study: .venv/demo-gemma
+	$(BIN)/python scripts/build_demo.py --model gemma --held_out 0.15 --output_dir demo/study
+	$(BIN)/trl-capo study --config configs/study/demo.yaml --jobs 2
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2
