@@ -12,7 +12,7 @@ LAYERS = [
     ["losses", "agreement", "baselines", "metrics", "statistics", "fonts", "frozen", "citation"],
     ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments"],
     ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "seam", "scoring", "models"],
-    ["recorder", "report", "study_methods", "study_config", "study_table", "study_plots", "study_report"],
+    ["recorder", "tables", "report", "study_methods", "study_config", "study_table", "study_plots", "study_report"],
     ["trainer", "study_trainer", "study_run"],
     ["train", "evaluate", "study", "noise_command", "study_command"],
     ["cli"],

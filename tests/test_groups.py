@@ -115,6 +115,7 @@ NAMES = {
     "a group a pair": [f"g{index:02}" for index in range(24)],
     "sorted, so that batches lack groups": sorted("abcde" * 5)[:24],
     "names of the summaries": ["macro", "worst", "ties", "de"],
+    "names of a table's rows": ["all pairs", "macro mean", "worst group", "de"],
     "nulls": ["de", None, "sw", None],
     "not numbers": [1.5, float("nan"), 2.0, float("nan")],
     "nulls beside their name": ["(none)", None, "(none) (group)", None],
@@ -123,7 +124,7 @@ NAMES = {
 }
 CHANGED = {None: "(none)", "": "(empty)"} | {
     name + " (group)" * count: name + " (group)" * (count + 1)
-    for name in ("macro", "worst", "ties", "(none)", "(empty)")
+    for name in ("macro", "worst", "ties", "all pairs", "macro mean", "worst group", "(none)", "(empty)")
     for count in range(3)
 }
 

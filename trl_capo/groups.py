@@ -13,12 +13,13 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
 from trl_capo.metrics import SUMMARIES
+from trl_capo.statistics import ALL_PAIRS, MACRO, WORST
 
 logger = get_logger(__name__)
 
 MISSING = "(none)"
 EMPTY = "(empty)"
-RESERVED = (*SUMMARIES, MISSING, EMPTY)
+RESERVED = (*SUMMARIES, ALL_PAIRS, MACRO, WORST, MISSING, EMPTY)
 """Labels that mean something other than a group of that name."""
 DEFAULT_COLUMN = "language"
 

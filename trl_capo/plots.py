@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from trl_capo.fonts import choose_fonts
+from trl_capo.statistics import ALL_PAIRS
 
 MEASURES = {"accuracy": "reward accuracy", "reference_free_accuracy": "reference-free accuracy"}
 MARKERS = "osD^vP*X"
@@ -89,7 +90,7 @@ def _figure(groups: Sequence[str], lines_per_group: float, models: int = 0) -> t
 
 def _plot_accuracy(models: dict[str, Any], key: str, groups: Sequence[str], names: dict[str, str], path: Path) -> str:
     """Accuracy of every model with its 95 % interval, a line a group."""
-    rows = [*(names.get(group, group) for group in groups), "all pairs"]
+    rows = [*(names.get(group, group) for group in groups), ALL_PAIRS]
     figure, axes = _figure(rows, 0.6 * len(models), len(models) if len(models) > 1 else 0)
     for index, (name, model) in enumerate(models.items()):
         values = [*(model["groups"][group] for group in groups), model["overall"]]
@@ -128,7 +129,7 @@ def _plot_margins(
 ) -> str:
     """Distribution of a model's margins, a box a group (median, quartiles, 5 and 95 %)."""
     labels = np.asarray(labels, dtype=object)
-    rows = [*(names.get(group, group) for group in groups), "all pairs"]
+    rows = [*(names.get(group, group) for group in groups), ALL_PAIRS]
     figure, axes = _figure(rows, 1.0)
     axes.boxplot(
         [*(values[labels == group] for group in groups), values],

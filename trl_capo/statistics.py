@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+ALL_PAIRS, MACRO, WORST = "all pairs", "macro mean", "worst group"
+"""What tables and plots call the figures beside those of the groups."""
 Z95 = 1.959963984540054
 """The 0.975 quantile of the normal distribution."""
 
