@@ -2,11 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
 from test_report import evaluation
 
 from trl_capo.report import print_evaluation
-from trl_capo.tables import evaluation_tables
+from trl_capo.statistics import model_figures
+from trl_capo.tables import evaluation_tables, notes
 
 LONG = "a_language_with_30_characters_"
 
@@ -83,3 +85,11 @@ def test_groups_named_like_summaries_stand_among_the_groups(printed):
     shown = [re.split(r"\s{2,}", line)[0] for line in lines[lines.index("a model") :]]
     start = shown.index("all pairs")
     assert shown[start : start + 7] == ["all pairs", "de", "macro mean", "", "all pairs", "macro mean", "worst group"]
+
+
+def test_groups_of_ties_only_are_named():
+    """As where the answers of a group differ only behind the place at which they are cut."""
+    labels, margins = ["de", "de", "sw", "sw"], np.array([1.0, -1.0, 0.0, 0.0])
+    figures, _, _ = evaluation(["de"])
+    figures["models"] = {"m": model_figures(labels, {}, margins=margins, normalised=margins, reference="r")}
+    assert "m: nothing but ties, which count as no success, in: sw." in notes(figures)

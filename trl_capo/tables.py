@@ -111,6 +111,9 @@ def notes(figures: dict[str, Any]) -> list[str]:
             )
         else:
             lines.append(f"{name}: rewards against {model['reference']}, beta {figures['beta']:g}.")
+            tied = [group for group, values in model["groups"].items() if values["ties"] == 1]
+            if tied:
+                lines.append(f"{name}: nothing but ties, which count as no success, in: {', '.join(tied)}.")
     lines.append(
         "accuracy: share of pairs with a positive margin (Wilson interval); margin: reward of chosen less rejected; "
         "reference-free: share of pairs whose chosen answer has the higher log-probability per token."
@@ -119,7 +122,7 @@ def notes(figures: dict[str, Any]) -> list[str]:
         measure = MEASURES[next(iter(figures["differences"].values()))["measure"]]
         lines.append(
             f"Differences: {measure}, in points, on the same pairs; * beyond chance: the 95 % interval excludes 0 "
-            "and, but for the macro mean, the sign test gives p < 0.05."
+            "and the sign test gives p < 0.05."
         )
         letters = _letters(len(figures["models"]))
         lines += [f"{letter}: {name}" for letter, name in zip(letters, figures["models"], strict=True)]
