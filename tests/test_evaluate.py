@@ -118,6 +118,16 @@ def test_every_shape_of_data(measured, model_dir, other_model_dir, tmp_path, poo
     assert figures["dropped_pairs"] == 24 - len(scored) == (4 if options else 0)
 
 
+def test_repeated_models_and_their_numbers_have_names_of_their_own(measured, model_dir, tmp_path, monkeypatch):
+    """A folder may be called what the second A would be."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("A", "A (2)"):
+        shutil.copytree(model_dir, name)
+    figures = measured(compare=["A", "A", "A (2)", "A"])
+    assert list(figures["models"]) == ["A", "A (2)", "A (2) (2)", "A (3)"]
+    assert len(figures["differences"]) == 3
+
+
 @pytest.mark.parametrize("with_reference", [True, False])
 @pytest.mark.parametrize("copied", [True, False])
 def test_a_model_does_not_differ_from_itself(measured, model_dir, other_model_dir, tmp_path, with_reference, copied):

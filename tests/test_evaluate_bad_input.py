@@ -56,6 +56,8 @@ SIMPLE = {
     "missing adapter": ({"adapter": "./missing"}, ["adapter", "missing"]),
     "no model": ({"model_name_or_path": None}, ["model_name_or_path", "compare"]),
     "both": ({"compare": ["a", "b"]}, ["model_name_or_path", "compare"]),
+    "one to compare": ({"model_name_or_path": None, "compare": ["a"]}, ["compare=['a']", "two models or more"]),
+    "empty output folder": ({"output_dir": ""}, ["output_dir is empty"]),
     "no pair short enough": ({"max_length": 3}, ["max_length"]),
     "beta": ({"beta": -1}, ["beta", "-1"]),
     "batch size": ({"per_device_eval_batch_size": 0}, ["per_device_eval_batch_size", "0"]),

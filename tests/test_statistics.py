@@ -62,7 +62,7 @@ def test_a_model_of_ties_only_has_no_accuracy():
 
 
 def test_a_group_of_ties_only_counts_as_0_everywhere():
-    """Group a: one of two right; b: two ties. Macro 1/4, worst b; against all right: -1/2, -1 and -3/4; so in training.
+    """Group a: one of two right; b: two ties. Macro 1/4, worst b; against all right: -1/2, -1, -3/4; so in training.
 
     The trainer's figures are those of metrics.py, whose rows are the strict comparison's 1 and 0.
     """

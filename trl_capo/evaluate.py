@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import compress
+from itertools import chain, compress, count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from trl_capo.arguments import parse_alone
 from trl_capo.data import check_preference_data, load_preference_data, select_split
 from trl_capo.evaluate_arguments import EvaluateArguments
 from trl_capo.groups import find_groups
-from trl_capo.models import ModelSource, find_model, load_model, processes, refuse_other_vocabulary
+from trl_capo.loading import load_model
+from trl_capo.models import ModelSource, find_model, processes, refuse_other_vocabulary
 from trl_capo.report import check_available, check_output, print_evaluation, write_evaluation
 from trl_capo.scoring import TokenisedPair, completion_log_probs, tokenise_all
 from trl_capo.statistics import model_differences, model_figures
@@ -99,15 +100,16 @@ def _default_split(splits: Mapping[str, Any], name: str) -> str:
 
 
 def _find_models(args: EvaluateArguments) -> dict[str, ModelSource]:
-    """The models to measure by the names under which they are reported: a repeated one has its number behind it."""
+    """The models to measure by the names under which they are reported: a repeated one has a number behind it."""
     if args.compare:
         found = [find_model(args, name, "compare") for name in args.compare]
     else:
         found = [find_model(args, args.model_name_or_path, adapter=args.adapter)]
-    names = [model.name for model in found]
-    repeats = [names[:index].count(name) for index, name in enumerate(names)]
-    shown = [f"{name} ({count + 1})" if count else name for name, count in zip(names, repeats, strict=True)]
-    return dict(zip(shown, found, strict=True))
+    models = {}
+    for model in found:
+        names = chain([model.name], (f"{model.name} ({number})" for number in count(2)))
+        models[next(name for name in names if name not in models)] = model
+    return models
 
 
 class _Scorer:
