@@ -49,6 +49,7 @@ def refused_at_once(refused, monkeypatch):
 
 SIMPLE = {
     "absent group column": ({"group_column": "nosuch"}, ["nosuch", "language"]),
+    "absent further column": ({"also_by": ["nosuch"]}, ["also_by='nosuch'", "language"]),
     "missing data": ({"dataset_name": "./missing.jsonl"}, ["missing.jsonl"]),
     "missing split": ({"dataset_split": "nosuch"}, ["nosuch", "train"]),
     "missing model": ({"model_name_or_path": "./missing"}, ["model_name_or_path", "missing"]),
@@ -84,6 +85,21 @@ def test_data(refused_at_once, tmp_path, kind, named):
     changes[kind]().to_parquet(tmp_path / "bad.parquet")
     column = "language" if kind == "lists" else "none"
     assert named in refused_at_once(dataset_name=tmp_path / "bad.parquet", group_column=column)
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_a_file_without_rows(refused_at_once, tmp_path, content):
+    (tmp_path / "empty.jsonl").write_text(content)
+    message = refused_at_once(dataset_name=tmp_path / "empty.jsonl")
+    assert f"dataset_name={str(tmp_path / 'empty.jsonl')!r} has no rows." in message
+
+
+def test_tools_that_are_not_json(refused_at_once, options):
+    tools = ["[]"] * 7 + ["{'a': 1}"] * 17
+    rows = [as_conversation(row) | {"tools": text} for row, text in zip(make_pool(), tools, strict=True)]
+    Dataset.from_list(rows).to_json(options["dataset_name"])
+    message = refused_at_once()
+    assert all(word in message for word in ("row 7", "column 'tools'", "not JSON")), message
 
 
 @pytest.mark.parametrize(("last", "reason"), [("./missing", "no such folder"), ("WITHOUT WEIGHTS", "no weights")])

@@ -81,6 +81,10 @@ def test_a_run_that_fails_leaves_the_last_ones_files(tmp_path, monkeypatch, wher
     with pytest.raises(OSError, match="No space"):
         write_evaluation(*evaluation(["fr"]), tmp_path)
     assert contents(tmp_path) == before
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(OSError, match="No space"):
+        write_evaluation(*evaluation(["fr"]), tmp_path / "mine" / "new" / "folder")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_dir()] == ["mine"]  # which was there before
 
 
 def test_figures_survive_plots_that_cannot_be_drawn(tmp_path, monkeypatch, caplog):

@@ -62,9 +62,8 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     check_preference_data(**{args.dataset_name: dataset})
     if {"image", "images"} & set(dataset.column_names):
         raise ValueError(f"{args.dataset_name}: it has images; trl-capo evaluate scores text only.")
-    (column, groups), *further = [
-        find_groups(dataset, name, args.dataset_name) for name in (args.group_column, *args.also_by)
-    ]
+    column, groups = find_groups(dataset, args.group_column, args.dataset_name)
+    further = [find_groups(dataset, name, args.dataset_name, "also_by") for name in args.also_by]
 
     started = time.perf_counter()
     tokenised = {name: tokenise_all(dataset, model.tokenizer, args.max_length, name) for name, model in models.items()}

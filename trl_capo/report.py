@@ -94,14 +94,21 @@ def write_evaluation(
     They are made in a folder of their own first, so that what fails leaves everything as it was. metrics.json goes
     first and comes last: where it is, the others are of its run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as unfinished:
-        _make_files(figures, labels, margins, Path(unfinished))
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
-        for name in reversed(FILES):
-            if (made := Path(unfinished) / name).exists():
-                os.replace(made, folder / name)
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as unfinished:
+            _make_files(figures, labels, margins, Path(unfinished))
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+            for name in reversed(FILES):
+                if (made := Path(unfinished) / name).exists():
+                    os.replace(made, folder / name)
+    except OSError as error:
+        for path in new:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise OSError(f"output_dir={str(folder)!r}: {error}") from error
 
 
 def _make_files(
