@@ -87,6 +87,15 @@ def test_groups_named_like_summaries_stand_among_the_groups(printed):
     assert shown[start : start + 7] == ["all pairs", "de", "macro mean", "", "all pairs", "macro mean", "worst group"]
 
 
+@pytest.mark.parametrize(("pairs", "words"), [(1, "1 pair."), (2, "2 pairs."), (1234, "1,234 pairs.")])
+def test_pairs_and_groups_that_were_left_out_are_said(pairs, words):
+    figures, _, _ = evaluation(["de"])
+    figures |= {"dropped_pairs": pairs, "dropped_groups": ["sw", "a\tb"]}
+    first, second, *_ = notes(figures)
+    assert first.endswith(f"max_length: {words}")
+    assert second == "No pair is left of: sw, a\\tb."
+
+
 def test_groups_of_ties_only_are_named():
     """As where the answers of a group differ only behind the place at which they are cut."""
     labels, margins = ["de", "de", "sw", "sw"], np.array([1.0, -1.0, 0.0, 0.0])

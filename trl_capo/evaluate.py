@@ -70,13 +70,14 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     kept = [None not in row for row in zip(*tokenised.values(), strict=True)]
     if not any(kept):
         raise ValueError(f"max_length={args.max_length}: no pair has a prompt shorter than that.")
-    groups = None if groups is None else list(compress(groups, kept))
+    before, groups = groups, None if groups is None else list(compress(groups, kept))
     other_groups = {name: list(compress(labels, kept)) for name, labels in further}
     scorer = _Scorer(args, reference)
     scores = {name: scorer.score(model, list(compress(tokenised[name], kept))) for name, model in models.items()}
     figures = {
         "dataset": {"name": args.dataset_name, "split": split, "pairs": sum(kept)},
         "dropped_pairs": len(kept) - sum(kept),
+        "dropped_groups": sorted(set(before or ()) - set(groups or ())),
         "group_column": column,
         "beta": args.beta,
         "max_length": args.max_length,
@@ -210,7 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes().is_main_process:
             print_evaluation(evaluation.figures)
             if folder is not None:
-                write_evaluation(evaluation.figures, evaluation.labels, evaluation.margins, folder)
+                for remark in write_evaluation(evaluation.figures, evaluation.labels, evaluation.margins, folder):
+                    print(remark)
     except (ValueError, NotImplementedError, OSError, ImportError) as error:
         if processes().is_main_process:
             print(f"trl-capo evaluate: error: {error}", file=sys.stderr)

@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from trl_capo.fonts import one_line
 from trl_capo.plots import plot_evaluation
-from trl_capo.tables import Table, evaluation_tables, notes
-
-logger = logging.getLogger(__name__)
+from trl_capo.tables import Table, count_pairs, evaluation_tables, notes
 
 FILES = ("metrics.json", "report.md", "accuracy.png", "margins.png")
 NAME_WIDTH = 24
@@ -88,8 +87,10 @@ def _draw(table: Table, width_of: Callable[[str], int]) -> Any:
 
 def write_evaluation(
     figures: dict[str, Any], labels: Sequence[str] | None, margins: dict[str, np.ndarray | None], folder: Path
-) -> None:
+) -> list[str]:
     """Write FILES into the folder in place of those of an earlier run; without rewards there is no margins.png.
+
+    Returns what a reader must know beside the plots, which report.md has too.
 
     They are made in a folder of their own first, so that what fails leaves everything as it was. metrics.json goes
     first and comes last: where it is, the others are of its run.
@@ -98,7 +99,7 @@ def write_evaluation(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as unfinished:
-            _make_files(figures, labels, margins, Path(unfinished))
+            remarks = _make_files(figures, labels, margins, Path(unfinished))
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
             for name in reversed(FILES):
@@ -109,31 +110,38 @@ def write_evaluation(
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         raise OSError(f"output_dir={str(folder)!r}: {error}") from error
+    return remarks
 
 
 def _make_files(
     figures: dict[str, Any], labels: Sequence[str] | None, margins: dict[str, np.ndarray | None], folder: Path
-) -> None:
+) -> list[str]:
     try:
         plots, remarks = plot_evaluation(figures, labels, margins, folder)
     except (RuntimeError, ValueError) as error:  # of matplotlib; the figures are worth more than their pictures
         plots, remarks = [], [f"There are no plots, because drawing them failed: {error}"]
-        logger.warning(remarks[0])
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
     data = figures["dataset"]
-    lines = [f"# Evaluation on {data['name']}, split {data['split']}: {data['pairs']:,} pairs", ""]
+    title = f"Evaluation on {data['name']}, split {data['split']}: {count_pairs(data['pairs'])}"
+    lines = [f"# {_escape(title)}", ""]
     for table in evaluation_tables(figures):
-        lines += [f"## {table.title}", "", _markdown([table.headings, *table.groups, *table.summaries]), ""]
-    lines += [f"- {line}" for line in notes(figures) + remarks] + [""]
+        lines += [f"## {_escape(table.title)}", "", _markdown([table.headings, *table.groups, *table.summaries]), ""]
+    lines += [f"- {_escape(line)}" for line in notes(figures) + remarks] + [""]
     lines += [f"![{Path(name).stem} per group]({name})" for name in plots]
     lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in figures["versions"].items()) + "."]
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     content = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "metrics.json").write_text(content + "\n", encoding="utf-8")
+    return remarks
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows as it is: names may hold what means emphasis, a link, a formula or HTML there."""
+    return re.sub(r"([\\`*_<>|&~$]|\](?=[(\[]))", r"\\\1", one_line(text))
 
 
 def _markdown(rows: list[list[str]]) -> str:
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    cells = [[_escape(cell.replace("\n", " ")) for cell in row] for row in rows]
     rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in [cells[0], rule, *cells[1:]])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
+from trl_capo.fonts import one_line
 from trl_capo.plots import MEASURES
 from trl_capo.statistics import ALL_PAIRS, MACRO, WORST
 
@@ -25,6 +26,10 @@ def evaluation_tables(figures: dict[str, Any]) -> list[Table]:
     if figures["differences"]:
         tables.append(_difference_table(figures["differences"], group_name))
     return tables
+
+
+def count_pairs(number: int) -> str:
+    return f"{number:,} pair" + ("" if number == 1 else "s")
 
 
 def _percent(value: float | None, interval: Sequence[float] | None = None) -> str:
@@ -49,7 +54,7 @@ def _model_table(name: str, model: dict[str, Any], group_name: str) -> Table:
 
     def row(name: str, values: dict[str, Any]) -> list[str]:
         return [
-            name,
+            one_line(name),
             f"{values['pairs']:,}",
             _percent(values["accuracy"], values["accuracy_95"]),
             _percent(values["ties"]),
@@ -66,13 +71,13 @@ def _model_table(name: str, model: dict[str, Any], group_name: str) -> Table:
         macro, worst = model["macro"], model["worst"]
 
         def name_worst(key: str) -> str:
-            return f"{_percent(worst[key]['value'])} ({worst[key]['group']})" if key in worst else "-"
+            return f"{_percent(worst[key]['value'])} ({one_line(worst[key]['group'])})" if key in worst else "-"
 
         means = [_percent(macro.get(key)) for key in MEASURES]
         summaries.append([MACRO, "", means[0], "", "", "", means[1]])
         lowest = [name_worst(key) for key in MEASURES]
         summaries.append([WORST, "", lowest[0], "", "", "", lowest[1]])
-    return Table(name, headings, groups, summaries)
+    return Table(one_line(name), headings, groups, summaries)
 
 
 def _difference_table(differences: dict[str, Any], group_name: str) -> Table:
@@ -85,7 +90,7 @@ def _difference_table(differences: dict[str, Any], group_name: str) -> Table:
         star = " *" if found["beyond_chance"] else ""
         return f"{100 * found['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]{star}"
 
-    groups = [[group, *(cell(model["groups"][group]) for model in models)] for group in models[0]["groups"]]
+    groups = [[one_line(group), *(cell(model["groups"][group]) for model in models)] for group in models[0]["groups"]]
     summaries = [
         [name, *(cell(model[key]) for model in models)]
         for key, name in (("overall", ALL_PAIRS), ("macro", MACRO))
@@ -98,8 +103,10 @@ def notes(figures: dict[str, Any]) -> list[str]:
     """What a reader must know beside the numbers."""
     lines = []
     if figures["dropped_pairs"]:
-        lines.append(f"{figures['dropped_pairs']:,} pairs were left out: their prompt alone fills max_length.")
-    for name, model in figures["models"].items():
+        lines.append(f"Left out, because the prompt alone fills max_length: {count_pairs(figures['dropped_pairs'])}.")
+    if figures["dropped_groups"]:
+        lines.append(f"No pair is left of: {', '.join(map(one_line, figures['dropped_groups']))}.")
+    for name, model in zip(map(one_line, figures["models"]), figures["models"].values(), strict=True):
         if model["reference"] is None:
             lines.append(
                 f"{name}: no reference was given (ref_model), so there are no rewards, only log-probabilities."
@@ -113,7 +120,9 @@ def notes(figures: dict[str, Any]) -> list[str]:
             lines.append(f"{name}: rewards against {model['reference']}, beta {figures['beta']:g}.")
             tied = [group for group, values in model["groups"].items() if values["ties"] == 1]
             if tied:
-                lines.append(f"{name}: nothing but ties, which count as no success, in: {', '.join(tied)}.")
+                lines.append(
+                    f"{name}: nothing but ties, which count as no success, in: {', '.join(map(one_line, tied))}."
+                )
     lines.append(
         "accuracy: share of pairs with a positive margin (Wilson interval); margin: reward of chosen less rejected; "
         "reference-free: share of pairs whose chosen answer has the higher log-probability per token."
@@ -125,5 +134,5 @@ def notes(figures: dict[str, Any]) -> list[str]:
             "and the sign test gives p < 0.05."
         )
         letters = _letters(len(figures["models"]))
-        lines += [f"{letter}: {name}" for letter, name in zip(letters, figures["models"], strict=True)]
+        lines += [f"{letter}: {one_line(name)}" for letter, name in zip(letters, figures["models"], strict=True)]
     return lines
