@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
-    ["losses", "agreement", "baselines", "metrics", "statistics", "fonts", "frozen", "citation"],
+    ["losses", "agreement", "baselines", "metrics", "statistics", "fonts", "messages", "frozen", "citation"],
     ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments"],
     ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "seam", "scoring", "models"],
     ["recorder", "loading", "tables", "report"],

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.logging import get_logger
 from accelerate.utils.memory import clear_device_cache
 from tqdm import tqdm
 from trl import TrlParser
@@ -27,6 +26,7 @@ from trl_capo.data import check_preference_data, load_preference_data, select_sp
 from trl_capo.evaluate_arguments import EvaluateArguments
 from trl_capo.groups import find_groups
 from trl_capo.loading import load_model
+from trl_capo.messages import get_logger
 from trl_capo.models import ModelSource, find_model, processes, refuse_other_vocabulary
 from trl_capo.report import check_available, check_output, print_evaluation, write_evaluation
 from trl_capo.scoring import TokenisedPair, completion_log_probs, tokenise_all

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
+from trl_capo.messages import get_logger
 from trl_capo.metrics import SUMMARIES
 from trl_capo.statistics import ALL_PAIRS, MACRO, WORST
 

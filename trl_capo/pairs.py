@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from trl_capo.groups import column_names, find_groups, group_label, resolve_group_column
+from trl_capo.messages import get_logger
 
 logger = get_logger(__name__)
 

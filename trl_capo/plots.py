@@ -65,7 +65,8 @@ def _choose_groups(models: dict[str, Any], key: str) -> tuple[list[str], list[st
     if len(first["groups"]) <= most:
         return list(first["groups"]), []
     lowest = sorted(known, key=lambda group: first["groups"][group][key])[:most]
-    remark = f"The plots show the {len(lowest)} of {len(first['groups'])} groups with the lowest {MEASURES[key]} of {one_line(name)}."
+    shown = f"{len(lowest)} of {len(first['groups'])} groups"
+    remark = f"The plots show the {shown} with the lowest {MEASURES[key]} of {one_line(name)}."
     return sorted(lowest), [remark]
 
 

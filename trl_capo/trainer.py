@@ -209,10 +209,6 @@ class CAPOTrainer(DPOTrainer):
             metric_key_prefix = f"{metric_key_prefix}_{eval_dataset}"
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
-        test_dataset = self._capo_index.number(test_dataset, "test_dataset", evaluated=True)
-        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
