@@ -1,5 +1,5 @@
 """What `trl-capo evaluate` refuses: one clear error each, and nothing written. What can be known to be wrong before a
-model is loaded is refused before one is; what only loading or scoring shows stands in the second half.
+model is loaded is refused before one is; what only scoring shows stands at the end. Models: test_models.py.
 """
 
 import json
@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import as_conversation, save_lora, save_tiny_model, tiny_config
+from conftest import as_conversation, save_tiny_model
 from datasets import Dataset
 from pair_oracle import make_pool
 from test_modes import load
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import trl_capo.evaluate
 
@@ -115,64 +113,6 @@ def test_the_last_model_of_a_comparison_is_looked_at_before_the_first_is_loaded(
     assert reason in message
 
 
-def test_a_lora_folder_whose_base_is_gone(refused_at_once, options, tmp_path):
-    base = shutil.copytree(options["model_name_or_path"], tmp_path / "base")
-    lora = save_lora(str(base), tmp_path / "lora")
-    shutil.rmtree(base)
-    message = refused_at_once(model_name_or_path=lora)
-    assert all(word in message for word in ("lora", str(base), "no such folder"))
-
-
-def rename_base(lora: str, name: str | None) -> str:
-    file = Path(lora) / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": name}))
-    return lora
-
-
-def test_an_adapter_of_another_base_of_the_same_shape(refused_at_once, options, tmp_path):
-    """Both are there, under different names or under one."""
-    lora = save_lora(options["ref_model"], tmp_path / "lora")
-    same_name = shutil.copytree(options["model_name_or_path"], tmp_path / Path(options["ref_model"]).name)
-    for base in (options["model_name_or_path"], str(same_name)):
-        message = refused_at_once(model_name_or_path=base, adapter=lora)
-        assert all(name in message for name in (lora, base, options["ref_model"], "base_model_name_or_path"))
-
-
-@pytest.mark.parametrize("trained_on", ["some/BASE", "/gone/BASE/", "", None])
-def test_an_adapter_whose_base_was_moved_is_taken_by_its_name(command, options, tmp_path, trained_on):
-    base = str(shutil.copytree(options["model_name_or_path"], tmp_path / "BASE"))
-    lora = rename_base(save_lora(base, tmp_path / "lora"), trained_on)
-    assert command(model_name_or_path=base, adapter=lora, ref_model=None)[0] == 0
-    if trained_on:
-        other = options["model_name_or_path"]
-        code, _, errors = command(model_name_or_path=other, adapter=lora, ref_model=None)
-        assert (code, trained_on in errors) == (2, True)
-        rename_base(lora, other)  # what the error tells one to do
-        assert command(model_name_or_path=other, adapter=lora, ref_model=None)[0] == 0
-
-
-def reorder_vocabulary(folder: str) -> str:
-    tokens = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True)]
-    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    return folder
-
-
-def test_a_reference_with_another_vocabulary_than_one_of_the_models(refused_at_once, options, tmp_path):
-    other = reorder_vocabulary(save_tiny_model(tmp_path / "other", 1))
-    message = refused_at_once(ref_model=other)
-    assert all(word in message for word in ("ref_model", "other", "vocabulary"))
-    message = refused_at_once(model_name_or_path=None, compare=[options["model_name_or_path"], other])
-    assert all(word in message for word in ("ref_model", "other", "vocabulary"))
-
-
-def test_a_model_with_fewer_embeddings_than_its_tokenizer_has_tokens(refused_at_once, tmp_path):
-    message = refused_at_once(ref_model=save_tiny_model(tmp_path / "small", 1, tiny_config(vocab_size=100)))
-    assert all(word in message for word in ("small", "100", "258"))
-
-
 @pytest.mark.parametrize("kind", ["a file", "below a file", "not writable", "a folder where a file goes"])
 def test_an_output_folder_that_cannot_be_used(refused_at_once, options, tmp_path, kind):
     if kind == "not writable" and os.access("/proc/nosuch", os.W_OK):
@@ -233,23 +173,7 @@ def test_four_bits_without_bitsandbytes(refused_at_once, monkeypatch):
     assert all(word in message for word in ("load_in_4bit", "bitsandbytes", "pip install"))
 
 
-# What only loading or scoring shows.
-
-
-def test_an_adapter_of_another_shape(refused, options, tmp_path):
-    wide = save_tiny_model(tmp_path / "wide", 0, tiny_config(hidden_size=64))
-    lora = rename_base(save_lora(options["ref_model"], tmp_path / "lora"), wide)
-    message = refused(model_name_or_path=lora, ref_model=None)
-    assert all(word in message for word in ("lora", "wide", "does not fit"))
-
-
-@pytest.mark.parametrize(("trained_on", "put_on", "words"), [(2, 4, "12 matrices are missing"), (4, 2, "12 have no")])
-def test_an_adapter_of_which_only_a_part_fits(refused, tmp_path, trained_on, put_on, words):
-    """Two layers more or less; three modules of each have two matrices."""
-    bases = {n: save_tiny_model(tmp_path / f"{n} layers", 0, tiny_config(num_hidden_layers=n)) for n in (2, 4)}
-    lora = rename_base(save_lora(bases[trained_on], tmp_path / "lora"), bases[put_on])
-    message = refused(model_name_or_path=lora, ref_model=None)
-    assert all(word in message for word in ("lora", bases[put_on], words)), message
+# What only scoring shows.
 
 
 @pytest.mark.parametrize("role", ["model_name_or_path", "ref_model"])

@@ -120,7 +120,7 @@ def find_model(args: Any, name: str, option: str = "model_name_or_path", adapter
         check_model_path(name, option)
         folder = _adapter_folder(adapter, "adapter")
         if folder is None:
-            raise ValueError(f"adapter={adapter!r} is not an adapter: it has no adapter_config.json.")
+            raise ValueError(f"adapter={adapter!r} is not an adapter: no adapter_config.json, here or on the hub.")
         _refuse_other_base(adapter, folder, name)
         return ModelSource(adapter, name, folder, _load_tokenizer(args, name, folder, told))
     folder = None if _weights(name, MODEL_FILES) else _adapter_folder(name, option)
