@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo.evaluate import EvaluateArguments
-from trl_capo.models import find_model, load_model
+from trl_capo.loading import load_model
+from trl_capo.models import find_model
 from trl_capo.scoring import completion_log_probs, tokenise_all
 
 

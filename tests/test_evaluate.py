@@ -116,6 +116,24 @@ def test_every_shape_of_data(measured, model_dir, other_model_dir, tmp_path, poo
     scored = score_pairs(load(model_dir), load(other_model_dir), known, beta=0.1, limit=limit)
     assert_figures(the_model(figures), scored)
     assert figures["dropped_pairs"] == 24 - len(scored) == (4 if options else 0)
+    assert figures["dropped_groups"] == []
+
+
+def test_a_group_that_max_length_empties_is_named(measured):
+    """Prompts in Japanese have 16 bytes and more."""
+    figures = measured(max_length=16)
+    assert figures["dropped_groups"] == ["日本"]
+    assert list(the_model(figures)["groups"]) == ["de", "sw"]
+
+
+def test_repeated_models_and_their_numbers_have_names_of_their_own(measured, model_dir, tmp_path, monkeypatch):
+    """A folder may be called what the second A would be."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("A", "A (2)"):
+        shutil.copytree(model_dir, name)
+    figures = measured(compare=["A", "A", "A (2)", "A"])
+    assert list(figures["models"]) == ["A", "A (2)", "A (2) (2)", "A (3)"]
+    assert len(figures["differences"]) == 3
 
 
 @pytest.mark.parametrize("with_reference", [True, False])

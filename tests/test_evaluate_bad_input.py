@@ -1,5 +1,5 @@
 """What `trl-capo evaluate` refuses: one clear error each, and nothing written. What can be known to be wrong before a
-model is loaded is refused before one is; what only loading or scoring shows stands in the second half.
+model is loaded is refused before one is; what only scoring shows stands at the end. Models: test_models.py.
 """
 
 import json
@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import as_conversation, save_lora, save_tiny_model, tiny_config
+from conftest import as_conversation, save_tiny_model
 from datasets import Dataset
 from pair_oracle import make_pool
 from test_modes import load
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import trl_capo.evaluate
 
@@ -49,6 +47,7 @@ def refused_at_once(refused, monkeypatch):
 
 SIMPLE = {
     "absent group column": ({"group_column": "nosuch"}, ["nosuch", "language"]),
+    "absent further column": ({"also_by": ["nosuch"]}, ["also_by='nosuch'", "language"]),
     "missing data": ({"dataset_name": "./missing.jsonl"}, ["missing.jsonl"]),
     "missing split": ({"dataset_split": "nosuch"}, ["nosuch", "train"]),
     "missing model": ({"model_name_or_path": "./missing"}, ["model_name_or_path", "missing"]),
@@ -56,6 +55,8 @@ SIMPLE = {
     "missing adapter": ({"adapter": "./missing"}, ["adapter", "missing"]),
     "no model": ({"model_name_or_path": None}, ["model_name_or_path", "compare"]),
     "both": ({"compare": ["a", "b"]}, ["model_name_or_path", "compare"]),
+    "one to compare": ({"model_name_or_path": None, "compare": ["a"]}, ["compare=['a']", "two models or more"]),
+    "empty output folder": ({"output_dir": ""}, ["output_dir is empty"]),
     "no pair short enough": ({"max_length": 3}, ["max_length"]),
     "beta": ({"beta": -1}, ["beta", "-1"]),
     "batch size": ({"per_device_eval_batch_size": 0}, ["per_device_eval_batch_size", "0"]),
@@ -84,6 +85,21 @@ def test_data(refused_at_once, tmp_path, kind, named):
     assert named in refused_at_once(dataset_name=tmp_path / "bad.parquet", group_column=column)
 
 
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_a_file_without_rows(refused_at_once, tmp_path, content):
+    (tmp_path / "empty.jsonl").write_text(content)
+    message = refused_at_once(dataset_name=tmp_path / "empty.jsonl")
+    assert f"dataset_name={str(tmp_path / 'empty.jsonl')!r} has no rows." in message
+
+
+def test_tools_that_are_not_json(refused_at_once, options):
+    tools = ["[]"] * 7 + ["{'a': 1}"] * 17
+    rows = [as_conversation(row) | {"tools": text} for row, text in zip(make_pool(), tools, strict=True)]
+    Dataset.from_list(rows).to_json(options["dataset_name"])
+    message = refused_at_once()
+    assert all(word in message for word in ("row 7", "column 'tools'", "not JSON")), message
+
+
 @pytest.mark.parametrize(("last", "reason"), [("./missing", "no such folder"), ("WITHOUT WEIGHTS", "no weights")])
 def test_the_last_model_of_a_comparison_is_looked_at_before_the_first_is_loaded(
     refused_at_once, options, tmp_path, last, reason
@@ -95,64 +111,6 @@ def test_the_last_model_of_a_comparison_is_looked_at_before_the_first_is_loaded(
     message = refused_at_once(model_name_or_path=None, compare=models)
     assert f"compare={last!r}" in message
     assert reason in message
-
-
-def test_a_lora_folder_whose_base_is_gone(refused_at_once, options, tmp_path):
-    base = shutil.copytree(options["model_name_or_path"], tmp_path / "base")
-    lora = save_lora(str(base), tmp_path / "lora")
-    shutil.rmtree(base)
-    message = refused_at_once(model_name_or_path=lora)
-    assert all(word in message for word in ("lora", str(base), "no such folder"))
-
-
-def rename_base(lora: str, name: str | None) -> str:
-    file = Path(lora) / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": name}))
-    return lora
-
-
-def test_an_adapter_of_another_base_of_the_same_shape(refused_at_once, options, tmp_path):
-    """Both are there, under different names or under one."""
-    lora = save_lora(options["ref_model"], tmp_path / "lora")
-    same_name = shutil.copytree(options["model_name_or_path"], tmp_path / Path(options["ref_model"]).name)
-    for base in (options["model_name_or_path"], str(same_name)):
-        message = refused_at_once(model_name_or_path=base, adapter=lora)
-        assert all(name in message for name in (lora, base, options["ref_model"], "base_model_name_or_path"))
-
-
-@pytest.mark.parametrize("trained_on", ["some/BASE", "/gone/BASE/", "", None])
-def test_an_adapter_whose_base_was_moved_is_taken_by_its_name(command, options, tmp_path, trained_on):
-    base = str(shutil.copytree(options["model_name_or_path"], tmp_path / "BASE"))
-    lora = rename_base(save_lora(base, tmp_path / "lora"), trained_on)
-    assert command(model_name_or_path=base, adapter=lora, ref_model=None)[0] == 0
-    if trained_on:
-        other = options["model_name_or_path"]
-        code, _, errors = command(model_name_or_path=other, adapter=lora, ref_model=None)
-        assert (code, trained_on in errors) == (2, True)
-        rename_base(lora, other)  # what the error tells one to do
-        assert command(model_name_or_path=other, adapter=lora, ref_model=None)[0] == 0
-
-
-def reorder_vocabulary(folder: str) -> str:
-    tokens = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True)]
-    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    return folder
-
-
-def test_a_reference_with_another_vocabulary_than_one_of_the_models(refused_at_once, options, tmp_path):
-    other = reorder_vocabulary(save_tiny_model(tmp_path / "other", 1))
-    message = refused_at_once(ref_model=other)
-    assert all(word in message for word in ("ref_model", "other", "vocabulary"))
-    message = refused_at_once(model_name_or_path=None, compare=[options["model_name_or_path"], other])
-    assert all(word in message for word in ("ref_model", "other", "vocabulary"))
-
-
-def test_a_model_with_fewer_embeddings_than_its_tokenizer_has_tokens(refused_at_once, tmp_path):
-    message = refused_at_once(ref_model=save_tiny_model(tmp_path / "small", 1, tiny_config(vocab_size=100)))
-    assert all(word in message for word in ("small", "100", "258"))
 
 
 @pytest.mark.parametrize("kind", ["a file", "below a file", "not writable", "a folder where a file goes"])
@@ -215,23 +173,7 @@ def test_four_bits_without_bitsandbytes(refused_at_once, monkeypatch):
     assert all(word in message for word in ("load_in_4bit", "bitsandbytes", "pip install"))
 
 
-# What only loading or scoring shows.
-
-
-def test_an_adapter_of_another_shape(refused, options, tmp_path):
-    wide = save_tiny_model(tmp_path / "wide", 0, tiny_config(hidden_size=64))
-    lora = rename_base(save_lora(options["ref_model"], tmp_path / "lora"), wide)
-    message = refused(model_name_or_path=lora, ref_model=None)
-    assert all(word in message for word in ("lora", "wide", "does not fit"))
-
-
-@pytest.mark.parametrize(("trained_on", "put_on", "words"), [(2, 4, "12 matrices are missing"), (4, 2, "12 have no")])
-def test_an_adapter_of_which_only_a_part_fits(refused, tmp_path, trained_on, put_on, words):
-    """Two layers more or less; three modules of each have two matrices."""
-    bases = {n: save_tiny_model(tmp_path / f"{n} layers", 0, tiny_config(num_hidden_layers=n)) for n in (2, 4)}
-    lora = rename_base(save_lora(bases[trained_on], tmp_path / "lora"), bases[put_on])
-    message = refused(model_name_or_path=lora, ref_model=None)
-    assert all(word in message for word in ("lora", bases[put_on], words)), message
+# What only scoring shows.
 
 
 @pytest.mark.parametrize("role", ["model_name_or_path", "ref_model"])

@@ -175,12 +175,13 @@ def test_all_ties_are_said(command, options, tmp_path):
         assert [row[1:4] for row in rows if row[:1] == ["sw"]] == [["8", "-", "100.0"]]
 
 
-def test_a_disk_that_fills_up_is_one_error(command, monkeypatch):
+def test_a_disk_that_fills_up_is_one_error(command, monkeypatch, tmp_path):
     def write(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trl_capo.evaluate.write_evaluation", write)
+    monkeypatch.setattr("trl_capo.report._make_files", write)
     code, _, errors = command()
     assert code == 2
-    assert "trl-capo evaluate: error: [Errno 28] No space left on device" in errors
+    folder = str(tmp_path / "out")
+    assert f"trl-capo evaluate: error: output_dir={folder!r}: [Errno 28] No space left on device" in errors
     assert "Traceback" not in errors

@@ -17,7 +17,7 @@ from test_evaluate import assert_figures, the_model
 from test_modes import load
 from transformers import BitsAndBytesConfig
 
-from trl_capo.models import load_model
+from trl_capo.loading import load_model
 
 
 def test_a_lora_folder_is_measured_against_its_base(measured, model_dir, other_model_dir, lora_dir, pool):

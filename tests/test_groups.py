@@ -96,6 +96,28 @@ def test_groups_survive(make_args, model_dir, other_model_dir, pool, path):
     assert_metrics(after, expected)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_named_streams_of_shards(evaluated, pool, scored, workers):
+    """Workers read shards of their own, each from its first row, which must not be taken for the others'."""
+    parts = {"all": range(24), "few": range(3, 10)}
+    streams = {name: pool.select(rows).to_iterable_dataset(num_shards=3) for name, rows in parts.items()}
+    streams["few"] = streams["few"].shuffle(seed=1, buffer_size=3)
+    metrics = evaluated(streams, dataloader_num_workers=workers)
+    for name, rows in parts.items():
+        expected = in_evaluation([scored[row] for row in rows], f"eval_{name}_")
+        assert_metrics({key: value for key, value in metrics.items() if key.startswith(f"eval_{name}_")}, expected)
+
+
+def test_a_stream_whose_language_names_no_groups_is_left_alone(evaluated, pool, scored, caplog):
+    rows = pool.remove_columns("language").add_column("language", [["de", "sw"]] * 24)
+    metrics = evaluated(rows.to_iterable_dataset(), rows.to_iterable_dataset())
+    expected = in_evaluation(scored)
+    assert_metrics(metrics, {k: v for k, v in expected.items() if k.count("/") == 1 or k.endswith("/ties")})
+    said = [message for message in caplog.messages if "no metrics per group" in message]
+    assert len(said) == 2  # of the training pairs and of the evaluation's
+    assert all("'language'" in message and "list" in message for message in said)
+
+
 def test_training_logs_weigh_pairs_over_the_logging_window(make_args, model_dir, other_model_dir, pool):
     """14 pairs in steps of 2 x 4: windows of 8 + 6 pairs, whose last micro-batch has 2."""
     rows, sizes = pool.select(range(14)), {"logging_steps": 2, "gradient_accumulation_steps": 2, "max_steps": 4}
@@ -115,6 +137,7 @@ NAMES = {
     "a group a pair": [f"g{index:02}" for index in range(24)],
     "sorted, so that batches lack groups": sorted("abcde" * 5)[:24],
     "names of the summaries": ["macro", "worst", "ties", "de"],
+    "names of a table's rows": ["all pairs", "macro mean", "worst group", "de"],
     "nulls": ["de", None, "sw", None],
     "not numbers": [1.5, float("nan"), 2.0, float("nan")],
     "nulls beside their name": ["(none)", None, "(none) (group)", None],
@@ -123,7 +146,7 @@ NAMES = {
 }
 CHANGED = {None: "(none)", "": "(empty)"} | {
     name + " (group)" * count: name + " (group)" * (count + 1)
-    for name in ("macro", "worst", "ties", "(none)", "(empty)")
+    for name in ("macro", "worst", "ties", "all pairs", "macro mean", "worst group", "(none)", "(empty)")
     for count in range(3)
 }
 

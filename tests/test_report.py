@@ -6,16 +6,19 @@ Their contents and the tables: test_evaluate_command.py.
 import json
 import re
 import warnings
+from html import escape
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from markdown_it import MarkdownIt
 from matplotlib.font_manager import fontManager
 from PIL import Image
 
 import trl_capo.report
+from trl_capo.fonts import one_line
 from trl_capo.report import FILES, write_evaluation
 from trl_capo.statistics import model_differences, model_figures
 
@@ -32,6 +35,7 @@ def evaluation(groups: list[str], models=("a model",), reference="a reference") 
     figures = {
         "dataset": {"name": "data", "split": "test", "pairs": len(labels)},
         "dropped_pairs": 0,
+        "dropped_groups": [],
         "group_column": "language",
         "beta": 0.1,
         "models": {name: model_figures(labels, {}, **score) for name, score in scores.items()},
@@ -81,18 +85,22 @@ def test_a_run_that_fails_leaves_the_last_ones_files(tmp_path, monkeypatch, wher
     with pytest.raises(OSError, match="No space"):
         write_evaluation(*evaluation(["fr"]), tmp_path)
     assert contents(tmp_path) == before
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(OSError, match="No space"):
+        write_evaluation(*evaluation(["fr"]), tmp_path / "mine" / "new" / "folder")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_dir()] == ["mine"]  # which was there before
 
 
-def test_figures_survive_plots_that_cannot_be_drawn(tmp_path, monkeypatch, caplog):
+def test_figures_survive_plots_that_cannot_be_drawn(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("a broken font")
 
     monkeypatch.setattr("trl_capo.plots._plot_margins", fail)
-    write_evaluation(*evaluation(["de", "sw"]), tmp_path)
+    (remark,) = write_evaluation(*evaluation(["de", "sw"]), tmp_path)
     assert sorted(contents(tmp_path)) == ["metrics.json", "report.md"]
     assert "a broken font" in report(tmp_path)
     assert "![" not in report(tmp_path)
-    assert any("a broken font" in message for message in caplog.messages)
+    assert "a broken font" in remark
 
 
 def height(file) -> int:
@@ -103,8 +111,9 @@ def height(file) -> int:
 def test_names_that_no_font_can_draw_are_numbered_and_explained(tmp_path):
     """Characters for private use, which no installed font should have."""
     strange = "\U000f0001\U000f0002"
-    write_evaluation(*evaluation(["de", strange, "Ελλάδα"], models=["m", strange + "/x"]), tmp_path)
+    (remark,) = write_evaluation(*evaluation(["de", strange, "Ελλάδα"], models=["m", strange + "/x"]), tmp_path)
     text = report(tmp_path)
+    assert remark in text
     assert re.search(rf"#\d+ is {strange}, #\d+ is {strange}/x\.", text)
     assert "is de" not in text
     assert "is Ελλάδα" not in text
@@ -159,6 +168,54 @@ def test_of_two_hundred_groups_the_plots_show_the_lowest(tmp_path, models):
     text = report(tmp_path)
     assert len(re.findall(r"^\| group \d{3} ", text, re.MULTILINE)) == 200 * (models + (models > 1))
     assert re.search(r"The plots show the \d+ of 200 groups with the lowest reward accuracy of m0\.", text)
+
+
+@pytest.mark.parametrize("models", [2, 5, 8])
+def test_thirty_languages_are_all_shown_with_several_models(tmp_path, models):
+    groups = [f"Language_{index:02} (Script)" for index in range(30)]
+    write_evaluation(*evaluation(groups, [f"m{index}" for index in range(models)]), tmp_path)
+    assert "The plots show" not in report(tmp_path)
+    assert height(tmp_path / "accuracy.png") < 3800
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, by their files' names."""
+    kept = {}
+
+    def keep(figure, path):
+        kept[path.name] = figure
+        figure.savefig(path, format="png")
+        return path.name
+
+    monkeypatch.setattr("trl_capo.plots._save", keep)
+    return kept
+
+
+@pytest.mark.parametrize("models", [["one\tmodel$"], ["a", "b"]])
+def test_plots_name_what_they_show(tmp_path, drawn, models):
+    """Names of one line each, with the model and the data set; accuracies on the whole scale."""
+    write_evaluation(*evaluation(["tab\there", "line\nbreak", "de"], models), tmp_path)
+    accuracy, margins = (drawn[name].axes[0] for name in ("accuracy.png", "margins.png"))
+    labels = [label.get_text() for label in accuracy.get_yticklabels()]
+    assert labels == ["de", r"line\nbreak", r"tab\there", "all pairs"]
+    first = models[0].replace("\t", r"\t")
+    assert accuracy.get_title() == (f"{first}\non data" if len(models) == 1 else "data")
+    assert margins.get_title() == f"{first}\non data"
+    low, high = accuracy.get_xlim()
+    assert -0.05 < low <= 0 < 1 <= high < 1.05
+    assert [label.get_text() for label in accuracy.get_xticklabels()][1:-1][:2] == ["0%", "20%"]
+
+
+def test_the_report_shows_names_as_they_are(tmp_path):
+    """As CommonMark reads it: nothing is emphasis, code, a link, HTML or an entity."""
+    names = ["*a*", "_b_", "`c`", "<img src=x>", "[d](http://e)", "f|g", "&lt;", "~~h~~", "$i$", "new\nline", "a\\b"]
+    write_evaluation(*evaluation(names, ["<b>m</b>", "_n_"]), tmp_path)
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(report(tmp_path))
+    for name in names:
+        assert f"<td>{escape(one_line(name))}</td>" in html
+    assert re.findall(r"<h2>(.*)</h2>", html) == ["&lt;b&gt;m&lt;/b&gt;", "_n_", "Differences"]
+    assert not re.search(r"<(em|strong|code|a|s|b|img src=.x)\b", html)
 
 
 def test_thirty_models_have_a_letter_each(tmp_path):

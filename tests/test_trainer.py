@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from conftest import as_conversation, logged, make_pairs
 from datasets import Dataset, load_dataset
+from test_modes import load
 from transformers import AutoModelForCausalLM
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 
 from trl_capo import CAPOTrainer
 from trl_capo.noise_rate import NoiseRateEstimate
-from trl_capo.pairs import PAIR
 
 
 def test_an_unfinished_step_is_forgotten_when_a_training_starts(model_dir, other_model_dir, pairs, make_args):
@@ -74,14 +74,18 @@ def test_evaluating_the_same_data_again_uses_what_was_computed(model_dir, pairs,
     assert first["eval_rewards/accuracies"] == second["eval_rewards/accuracies"]
 
 
-def test_prediction_on_data_that_another_trainer_numbered_counts_every_pair(model_dir, pairs, make_args):
-    other = CAPOTrainer(model_dir, args=make_args(), train_dataset=pairs)
-    trainer = CAPOTrainer(model_dir, args=make_args(), train_dataset=pairs.select(range(4)))
-    numbered = other.train_dataset.select([20, 20, 21])
-    assert numbered[PAIR][:] == [20, 20, 21]
-    metrics = trainer.predict(numbered).metrics
-    expected = [{0: "de", 1: "sw", 2: "日本"}[index % 3] for index in (20, 21)]
-    assert all(f"test_rewards/accuracies/{label}" in metrics for label in expected)
+def test_prediction_takes_what_dpo_trainers_takes(model_dir, other_model_dir, pairs, make_args):
+    """Data that a trainer prepared; every pair counts once, whatever the batches. Raw data are refused by both."""
+    args = make_args(per_device_eval_batch_size=5)
+    options = {"train_dataset": pairs, "eval_dataset": pairs}
+    trainer = CAPOTrainer(model_dir, load(other_model_dir), args, **options)
+    evaluated, predicted = trainer.evaluate(), trainer.predict(trainer.eval_dataset).metrics
+    for name in ("accuracies", "margins/de", "accuracies/macro"):
+        assert predicted[f"test_rewards/{name}"] == evaluated[f"eval_rewards/{name}"]
+    plain = DPOTrainer(model_dir, args=make_args(DPOConfig), **options)
+    for either in (trainer, plain):
+        with pytest.raises(ValueError, match="No columns in the dataset match"):
+            either.predict(pairs)
 
 
 def test_answers_that_are_tool_calls_are_no_bad_data(model_dir, make_args):

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate.logging import get_logger
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
+
+from trl_capo.messages import get_logger
 
 logger = get_logger(__name__)
 
@@ -48,6 +49,8 @@ def load_preference_data(name: str, *, config: str | None = None, streaming: boo
         raise FileNotFoundError(f"dataset_name={name!r}: no data found there: {error}") from error
     except Exception as error:  # every reader of every format has its own errors
         cause = error.__cause__ or error
+        if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
+            raise ValueError(f"dataset_name={name!r} has no rows.") from error
         raise ValueError(f"dataset_name={name!r} cannot be read: {type(cause).__name__}: {cause}") from error
     return loaded if isinstance(loaded, Mapping) else DatasetDict(train=loaded)
 

@@ -11,12 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import compress
+from itertools import chain, compress, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.logging import get_logger
 from accelerate.utils.memory import clear_device_cache
 from tqdm import tqdm
 from trl import TrlParser
@@ -26,7 +25,9 @@ from trl_capo.arguments import parse_alone
 from trl_capo.data import check_preference_data, load_preference_data, select_split
 from trl_capo.evaluate_arguments import EvaluateArguments
 from trl_capo.groups import find_groups
-from trl_capo.models import ModelSource, find_model, load_model, processes, refuse_other_vocabulary
+from trl_capo.loading import load_model
+from trl_capo.messages import get_logger
+from trl_capo.models import ModelSource, find_model, processes, refuse_other_vocabulary
 from trl_capo.report import check_available, check_output, print_evaluation, write_evaluation
 from trl_capo.scoring import TokenisedPair, completion_log_probs, tokenise_all
 from trl_capo.statistics import model_differences, model_figures
@@ -61,22 +62,22 @@ def evaluate(args: EvaluateArguments) -> Evaluation:
     check_preference_data(**{args.dataset_name: dataset})
     if {"image", "images"} & set(dataset.column_names):
         raise ValueError(f"{args.dataset_name}: it has images; trl-capo evaluate scores text only.")
-    (column, groups), *further = [
-        find_groups(dataset, name, args.dataset_name) for name in (args.group_column, *args.also_by)
-    ]
+    column, groups = find_groups(dataset, args.group_column, args.dataset_name)
+    further = [find_groups(dataset, name, args.dataset_name, "also_by") for name in args.also_by]
 
     started = time.perf_counter()
     tokenised = {name: tokenise_all(dataset, model.tokenizer, args.max_length, name) for name, model in models.items()}
     kept = [None not in row for row in zip(*tokenised.values(), strict=True)]
     if not any(kept):
         raise ValueError(f"max_length={args.max_length}: no pair has a prompt shorter than that.")
-    groups = None if groups is None else list(compress(groups, kept))
+    before, groups = groups, None if groups is None else list(compress(groups, kept))
     other_groups = {name: list(compress(labels, kept)) for name, labels in further}
     scorer = _Scorer(args, reference)
     scores = {name: scorer.score(model, list(compress(tokenised[name], kept))) for name, model in models.items()}
     figures = {
         "dataset": {"name": args.dataset_name, "split": split, "pairs": sum(kept)},
         "dropped_pairs": len(kept) - sum(kept),
+        "dropped_groups": sorted(set(before or ()) - set(groups or ())),
         "group_column": column,
         "beta": args.beta,
         "max_length": args.max_length,
@@ -99,15 +100,16 @@ def _default_split(splits: Mapping[str, Any], name: str) -> str:
 
 
 def _find_models(args: EvaluateArguments) -> dict[str, ModelSource]:
-    """The models to measure by the names under which they are reported: a repeated one has its number behind it."""
+    """The models to measure by the names under which they are reported: a repeated one has a number behind it."""
     if args.compare:
         found = [find_model(args, name, "compare") for name in args.compare]
     else:
         found = [find_model(args, args.model_name_or_path, adapter=args.adapter)]
-    names = [model.name for model in found]
-    repeats = [names[:index].count(name) for index, name in enumerate(names)]
-    shown = [f"{name} ({count + 1})" if count else name for name, count in zip(names, repeats, strict=True)]
-    return dict(zip(shown, found, strict=True))
+    models = {}
+    for model in found:
+        names = chain([model.name], (f"{model.name} ({number})" for number in count(2)))
+        models[next(name for name in names if name not in models)] = model
+    return models
 
 
 class _Scorer:
@@ -209,7 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes().is_main_process:
             print_evaluation(evaluation.figures)
             if folder is not None:
-                write_evaluation(evaluation.figures, evaluation.labels, evaluation.margins, folder)
+                for remark in write_evaluation(evaluation.figures, evaluation.labels, evaluation.margins, folder):
+                    print(remark)
     except (ValueError, NotImplementedError, OSError, ImportError) as error:
         if processes().is_main_process:
             print(f"trl-capo evaluate: error: {error}", file=sys.stderr)

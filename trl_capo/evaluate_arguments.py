@@ -59,6 +59,8 @@ class EvaluateArguments:
             problems.append("give either model_name_or_path, for one model, or compare, for several.")
         if self.compare and self.adapter:
             problems.append("adapter cannot go with compare: name the adapters' folders in compare.")
+        if len(self.compare) == 1:
+            problems.append(f"compare={self.compare!r}: give two models or more, or one as model_name_or_path.")
         if "auto" in self.also_by:
             problems.append("also_by takes columns' names, not 'auto'.")
         if not self.dataset_name:
@@ -71,6 +73,8 @@ class EvaluateArguments:
             problems.append(f"max_length={self.max_length}: give 2 or more, or none.")
         if self.dtype not in DTYPES:
             problems.append(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}.")
+        if self.output_dir == "":
+            problems.append("output_dir is empty: give a folder, or leave it out.")
         if self.load_in_4bit and find_spec("bitsandbytes") is None:
             problems.append("load_in_4bit needs bitsandbytes: pip install 'trl-capo[quantization]'.")
         if problems:

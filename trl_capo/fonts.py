@@ -1,4 +1,4 @@
-"""Which installed fonts can draw the names of groups and models, in whatever script these are.
+"""How the names of groups and models can be shown, in whatever script these are, and which installed fonts draw them.
 
 Matplotlib draws a letter with the first of several fonts that has it, and as a box where none has. Needs matplotlib.
 """
@@ -7,6 +7,12 @@ import unicodedata
 from collections.abc import Iterable
 
 INVISIBLE = ("Cc", "Cf", "Zs")  # control and joining characters, spaces: no font need have them
+
+
+def one_line(name: str) -> str:
+    """The name with its control characters, such as tabs and line breaks, written as escapes."""
+    breaking = ("Cc", "Zl", "Zp")
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in breaking else letter for letter in name)
 
 
 def choose_fonts(names: Iterable[str]) -> tuple[list[str], set[str]]:

@@ -9,16 +9,17 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
+from trl_capo.messages import get_logger
 from trl_capo.metrics import SUMMARIES
+from trl_capo.statistics import ALL_PAIRS, MACRO, WORST
 
 logger = get_logger(__name__)
 
 MISSING = "(none)"
 EMPTY = "(empty)"
-RESERVED = (*SUMMARIES, MISSING, EMPTY)
+RESERVED = (*SUMMARIES, ALL_PAIRS, MACRO, WORST, MISSING, EMPTY)
 """Labels that mean something other than a group of that name."""
 DEFAULT_COLUMN = "language"
 
@@ -28,13 +29,16 @@ def parse_group_column(value: str | None) -> str | None:
     return None if isinstance(value, str) and value.lower() in ("none", "null", "") else value
 
 
-def resolve_group_column(columns: Iterable[str], group_column: str | None, name: str) -> str | None:
+def resolve_group_column(
+    columns: Iterable[str], group_column: str | None, name: str, option: str = "group_column"
+) -> str | None:
     """The column that groups a data set with these columns: None for no groups.
 
     Args:
         columns: the data set's columns.
         group_column: a column, `"auto"` for `language` where there is one, or None for no groups.
         name: the data set's name, for the error.
+        option: what gave the column, for the error.
 
     Raises:
         ValueError: the column is asked for by name and is not there.
@@ -45,7 +49,7 @@ def resolve_group_column(columns: Iterable[str], group_column: str | None, name:
     if group_column == "auto":
         return DEFAULT_COLUMN if DEFAULT_COLUMN in columns else None
     raise ValueError(
-        f"group_column={group_column!r}: {name} has no such column, only {', '.join(map(repr, columns))}. Name one of "
+        f"{option}={group_column!r}: {name} has no such column, only {', '.join(map(repr, columns))}. Name one of "
         "them, or None for no groups."
     )
 
@@ -67,7 +71,7 @@ def group_label(value: Any) -> str | None:
     return f"{label} (group)" if plain in RESERVED else label
 
 
-def group_labels(dataset: Dataset, column: str, name: str) -> list[str]:
+def group_labels(dataset: Dataset, column: str, name: str, option: str = "group_column") -> list[str]:
     """The group of every row, in order.
 
     Raises:
@@ -79,13 +83,15 @@ def group_labels(dataset: Dataset, column: str, name: str) -> list[str]:
     if wrong:
         shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise ValueError(
-            f"group_column={column!r}: {name} has {len(wrong):,} rows whose value is neither text nor a number (row "
+            f"{option}={column!r}: {name} has {len(wrong):,} rows whose value is neither text nor a number (row "
             f"{shown}: {type(values[wrong[0]]).__name__}). Give each pair one group, or choose another column."
         )
     return labels
 
 
-def find_groups(dataset: Dataset, group_column: str | None, name: str) -> tuple[str | None, list[str] | None]:
+def find_groups(
+    dataset: Dataset, group_column: str | None, name: str, option: str = "group_column"
+) -> tuple[str | None, list[str] | None]:
     """The column that groups the data set and the group of every row; None and None for no groups.
 
     With `"auto"`, a column that cannot name groups is left alone with a warning.
@@ -93,11 +99,11 @@ def find_groups(dataset: Dataset, group_column: str | None, name: str) -> tuple[
     Raises:
         ValueError: a column that is asked for by name is not there, or cannot name groups.
     """
-    column = resolve_group_column(dataset.column_names, group_column, name)
+    column = resolve_group_column(dataset.column_names, group_column, name, option)
     if column is None:
         return None, None
     try:
-        labels = group_labels(dataset, column, name)
+        labels = group_labels(dataset, column, name, option)
     except ValueError as error:
         if group_column != "auto":
             raise

@@ -1,9 +1,12 @@
-"""Finished models for an evaluation: what a name stands for, found and checked before any weights are loaded; loading.
+"""Finished models for an evaluation: what a name stands for, found and checked before any weights are loaded.
 
-A name is that of a checkpoint or of an adapter, whose base its config names; both are folders or on the hub.
+A name is that of a checkpoint or of an adapter, whose base its config names; both are folders or on the hub. Loading
+them: loading.py.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from peft import PeftConfig
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import find_adapter_config_file
 
-from trl_capo.scoring import prepare_for_scoring
+MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin")
+ADAPTER_FILES = ("adapter_model*.safetensors", "adapter_model*.bin")
 
 
 def processes() -> PartialState:
@@ -33,9 +38,19 @@ class ModelSource:
     tokenizer: Any
 
 
-def _has_weights(name: str) -> bool:
-    """Whether the name is a folder with the weights of a whole model, though it may have an adapter's beside them."""
-    return any(any(Path(name).expanduser().glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin"))
+@contextmanager
+def _refusing(what: str, remedy: str = "") -> Iterator[None]:
+    """Within it, errors of the readers of models' files, which are of any kind, become one that says of what."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" :.")
+        raise ValueError(f"{what} ({reason}). {remedy}".rstrip()) from error
+
+
+def _weights(name: str, patterns: tuple[str, ...]) -> list[Path]:
+    """The files of weights in the folder of that name."""
+    return [file for pattern in patterns for file in sorted(Path(name).expanduser().glob(pattern))]
 
 
 def check_model_path(name: str | None, option: str = "model_name_or_path") -> None:
@@ -45,20 +60,47 @@ def check_model_path(name: str | None, option: str = "model_name_or_path") -> No
     path = Path(name).expanduser()
     if path.exists() and not (path / "config.json").is_file():
         raise ValueError(f"{option}={name!r} is not a model: it has no config.json.")
-    if path.exists() and not _has_weights(name):
-        raise ValueError(f"{option}={name!r} has no weights: no model*.safetensors and no pytorch_model*.bin.")
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+    if path.exists():
+        _check_weights(name, option, MODEL_FILES)
+    elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ValueError(f"{option}={name!r}: there is no such folder.")
+
+
+def _check_weights(name: str, option: str, patterns: tuple[str, ...]) -> None:
+    """Refuse a folder without weights, or with a damaged file of them; only the files' headers are read."""
+    files = _weights(name, patterns)
+    if not files:
+        raise ValueError(f"{option}={name!r} has no weights: no {' and no '.join(patterns)}.")
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{option}={name!r}: {file} is damaged ({error}). Save or download it again."
+                ) from error
 
 
 def _adapter_folder(name: str, option: str) -> str | None:
     """The folder of the PEFT adapter of that name, downloaded if it is on the hub; None if it is not an adapter's."""
-    if Path(name).exists():
-        return name if (Path(name) / "adapter_config.json").is_file() else None
-    check_model_path(name, option)
-    if find_adapter_config_file(name) is None:
+    folder = name
+    if not Path(name).exists():
+        check_model_path(name, option)
+        if find_adapter_config_file(name) is None:
+            return None
+        wanted = ["adapter_*", "*token*", "*.jinja", "*.model", "vocab*", "merges*"]
+        folder = snapshot_download(name, allow_patterns=wanted)
+    if not (Path(folder) / "adapter_config.json").is_file():
         return None
-    return snapshot_download(name, allow_patterns=["adapter_*", "*token*", "*.jinja", "*.model", "vocab*", "merges*"])
+    _check_weights(folder, option, ADAPTER_FILES)
+    return folder
+
+
+def _trained_on(folder: str, told: str) -> str | None:
+    """The name of the base in an adapter's config, where there is one."""
+    with _refusing(f"{told}: its adapter_config.json cannot be read"):
+        return PeftConfig.from_pretrained(folder).base_model_name_or_path or None
 
 
 def find_model(args: Any, name: str, option: str = "model_name_or_path", adapter: str | None = None) -> ModelSource:
@@ -73,31 +115,31 @@ def find_model(args: Any, name: str, option: str = "model_name_or_path", adapter
     Raises:
         ValueError, OSError: there is no such model, or its parts do not belong together.
     """
+    told = f"{option}={name!r}"
     if adapter is not None:
         check_model_path(name, option)
         folder = _adapter_folder(adapter, "adapter")
         if folder is None:
-            raise ValueError(f"adapter={adapter!r} is not an adapter: it has no adapter_config.json.")
+            raise ValueError(f"adapter={adapter!r} is not an adapter: no adapter_config.json, here or on the hub.")
         _refuse_other_base(adapter, folder, name)
-        return ModelSource(adapter, name, folder, _load_tokenizer(args, name, folder))
-    folder = None if _has_weights(name) else _adapter_folder(name, option)
+        return ModelSource(adapter, name, folder, _load_tokenizer(args, name, folder, told))
+    folder = None if _weights(name, MODEL_FILES) else _adapter_folder(name, option)
     if folder is None:
         check_model_path(name, option)
-        return ModelSource(name, name, None, _load_tokenizer(args, name, None))
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    if not base:
-        raise ValueError(
-            f"{option}={name!r} does not say what its base is: give the base as model_name_or_path and {name!r} as "
-            "adapter."
-        )
-    check_model_path(base, f"{option}={name!r}: its base")
-    return ModelSource(name, base, folder, _load_tokenizer(args, base, folder))
+        return ModelSource(name, name, None, _load_tokenizer(args, name, None, told))
+    base = _trained_on(folder, told)
+    remedy = f"Give the base as model_name_or_path and {name!r} as adapter."
+    if base is None:
+        raise ValueError(f"{told} does not say what its base is. {remedy}")
+    check_model_path(base, f"{told}: its base")
+    told = f"{told}: its base {base!r} (named in its adapter_config.json)"
+    return ModelSource(name, base, folder, _load_tokenizer(args, base, folder, told, remedy))
 
 
 def _refuse_other_base(adapter: str, folder: str, base: str) -> None:
     """An adapter fits every model of its base's shape, so only the names tell whether it belongs to this one."""
-    trained_on = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    if not trained_on:
+    trained_on = _trained_on(folder, f"adapter={adapter!r}")
+    if trained_on is None:
         return
     if Path(trained_on).exists() and Path(base).exists():
         same = Path(trained_on).samefile(base)
@@ -115,57 +157,31 @@ def refuse_other_vocabulary(reference: ModelSource, policy: ModelSource) -> None
     """The reference is given the policy's tokens, so they must mean the same to it."""
     theirs, ours = reference.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
     if theirs != ours:
+        token = next(token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token))
         raise ValueError(
             f"ref_model={reference.name!r} has another vocabulary than {policy.name!r} ({len(theirs):,} tokens "
-            f"against {len(ours):,}), so their log-probabilities cannot be compared. Give the model that the policy "
-            "was trained from."
+            f"against {len(ours):,}; {token!r} is number {theirs.get(token)} against {ours.get(token)}), so their "
+            "log-probabilities cannot be compared. Give the model that the policy was trained from."
         )
 
 
-def load_model(args: Any, source: ModelSource) -> Any:
-    """Load a model to score with: `args.dtype`, `args.load_in_4bit`, `args.trust_remote_code`."""
-    model = _load_base(source.base, args)
-    if source.adapter is None:
-        return model
-    try:
-        model = PeftModel.from_pretrained(model, source.adapter).eval()
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"the adapter {source.name!r} does not fit the base {source.base!r}: {reason}") from error
-    _refuse_partial(source, model)
-    return model
+def _load_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy: str = "") -> Any:
+    """The adapter's own tokenizer, or else its base's; `told` says in errors what was asked for.
 
-
-def _refuse_partial(source: ModelSource, model: PeftModel) -> None:
-    """PEFT loads what fits of an adapter and warns of the rest, but a part of it is not what was asked for."""
-    saved = {key for key in load_peft_weights(source.adapter, device="cpu") if "lora_" in key}
-    loaded = {key for key in get_peft_model_state_dict(model, save_embedding_layers=False) if "lora_" in key}
-    if saved != loaded:
+    The base's config is read first, which tells whether there is such a base, and whether it can be used.
+    """
+    missing = "cannot be used" if Path(base).exists() else "is neither a folder here nor can it be had from the hub"
+    with _refusing(f"{told} {missing}", remedy):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=args.trust_remote_code)
+    other_task = [name for name in config.architectures or () if "Classification" in name]
+    if other_task:
         raise ValueError(
-            f"the adapter {source.name!r} does not fit the base {source.base!r}: {len(loaded - saved)} matrices are "
-            f"missing and {len(saved - loaded)} have no place."
+            f"{told} is a {other_task[0]}, which gives scores and no log-probabilities of answers. Give a causal "
+            "language model."
         )
-
-
-def _load_base(name: str, args: Any) -> Any:
-    quantization = None
-    if args.load_in_4bit:
-        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    model = AutoModelForCausalLM.from_pretrained(
-        name,
-        dtype=args.dtype if args.dtype == "auto" else getattr(torch, args.dtype),
-        quantization_config=quantization,
-        trust_remote_code=args.trust_remote_code,
-        device_map={"": processes().device},
-    )
-    return prepare_for_scoring(model)
-
-
-def _load_tokenizer(args: Any, base: str, adapter: str | None) -> Any:
-    """The adapter's own tokenizer, or else its base's."""
     name = adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file() else base
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    config = AutoConfig.from_pretrained(base, trust_remote_code=args.trust_remote_code)
+    with _refusing(f"{told}: no tokenizer can be loaded from {name!r}", "Save the model's tokenizer there."):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     rows, largest = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise ValueError(

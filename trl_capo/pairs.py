@@ -3,19 +3,24 @@
 Every data set of a trainer gets a column of pair numbers, which survive mapping, filtering, shuffling and sharding and
 reach each batch as one integer per pair. Numbers are unique over all data sets of the trainer, so that one table gives
 each pair's group. A stream has no table: its pairs carry their group's label instead, and new labels are numbered as
-they appear, in the same order on all processes.
+they appear, in the same order on all processes. Where a stream is evaluated, its pairs have numbers too, by their
+place, so that those that fill up a last batch are known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from trl_capo.groups import column_names, find_groups, group_label, resolve_group_column
+from trl_capo.messages import get_logger
+
+logger = get_logger(__name__)
 
 PAIR = "capo_pair"
 LABEL = "capo_group"
@@ -36,16 +41,23 @@ class PairIndex:
         self._first_of: dict[tuple[str, int], int] = {}  # the first number of every data set, by its fingerprint
         self._groups = torch.empty(0, dtype=torch.long)  # of every numbered pair
 
-    def number(self, datasets: Any, name: str) -> Any:
+    def number(self, datasets: Any, name: str, *, evaluated: bool) -> Any:
         """The data set, or dictionary of data sets, with the columns that identify its pairs; None stays None.
+
+        Args:
+            datasets: to be numbered.
+            name: for errors.
+            evaluated: whether each pair must count once; a stream to train on needs no numbers.
 
         Raises:
             ValueError: the group column is missing, or has values that name no group.
         """
         if isinstance(datasets, Mapping):
-            return {key: self.number(dataset, f"{name}[{key!r}]") for key, dataset in datasets.items()}
+            return {
+                key: self.number(dataset, f"{name}[{key!r}]", evaluated=evaluated) for key, dataset in datasets.items()
+            }
         if isinstance(datasets, IterableDataset):
-            return self._number_stream(datasets, name)
+            return self._number_stream(datasets, name, evaluated)
         return self._number_rows(datasets, name) if isinstance(datasets, Dataset) else datasets
 
     def _number_rows(self, dataset: Dataset, name: str) -> Dataset:
@@ -66,9 +78,25 @@ class PairIndex:
             desc=f"Numbering {name}",
         )
 
-    def _number_stream(self, dataset: IterableDataset, name: str) -> IterableDataset:
+    def _number_stream(self, dataset: IterableDataset, name: str, evaluated: bool) -> IterableDataset:
         column = resolve_group_column(column_names(dataset), self.group_column, name)
-        return dataset if column is None else dataset.map(_add_label, fn_kwargs={"column": column, "name": name})
+        if column is not None:
+            try:
+                _stream_label(next(iter(dataset)), column, name)  # before a model is loaded
+            except ValueError as error:
+                if self.group_column != "auto":
+                    raise
+                logger.warning(f"no metrics per group: {error}")
+                column = None
+        if evaluated:
+            state = PartialState()
+            # Accelerate gives each process shards of its own, where there are enough; else all read the same rows.
+            own = state.num_processes if dataset.num_shards >= state.num_processes else 1
+            place = {"process": state.process_index % own, "processes": own}
+            dataset = dataset.map(_number_row, with_indices=True, fn_kwargs=place)
+        elif column is None:
+            return dataset
+        return dataset.map(_add_label, fn_kwargs={"column": column, "name": name})
 
     def _numbers(self, labels: Sequence[str]) -> list[int]:
         for label in labels:
@@ -77,38 +105,55 @@ class PairIndex:
                 self.labels.append(label)
         return [self._number_of[label] for label in labels]
 
-    def groups(self, pairs: Tensor | None, labels: list[str] | None, size: int, accelerator: Accelerator) -> Tensor:
+    def groups(
+        self, pairs: Tensor | None, labels: list[str | None] | None, size: int, accelerator: Accelerator
+    ) -> Tensor:
         """(B,) the group of every pair of a batch, -1 for none. All processes call it together.
 
         Args:
-            pairs: (B,) pair numbers, or None in a stream.
-            labels: the B labels of a stream's pairs, or None.
+            pairs: (B,) pair numbers, or None in a stream to train on.
+            labels: the B labels of a stream's pairs, each None where there are no groups; None if it is no stream.
             size: B.
             accelerator: whose processes agree on the numbers of a stream's new labels.
         """
-        if pairs is not None:
-            if self._groups.device != pairs.device:
-                self._groups = self._groups.to(pairs.device)
-            return self._groups[pairs]
-        if labels is None:
+        if labels is not None:
+            named = [label for label in labels if label is not None]
+            self._numbers(gather_object(sorted(set(named))) if accelerator.num_processes > 1 else named)
+            return torch.tensor([self._number_of.get(label, -1) for label in labels], device=accelerator.device)
+        if pairs is None:
             return torch.full((size,), -1, device=accelerator.device)
-        if accelerator.num_processes > 1:
-            self._numbers(gather_object(sorted(set(labels))))
-        return torch.tensor(self._numbers(labels), device=accelerator.device)
+        if self._groups.device != pairs.device:
+            self._groups = self._groups.to(pairs.device)
+        return self._groups[pairs]
 
 
 def _number_batch(batch: Mapping[str, list], indices: list[int], first: int) -> dict[str, list[int]]:
     return {PAIR: [first + index for index in indices]}
 
 
-def _add_label(row: Mapping[str, Any], column: str, name: str) -> dict[str, str]:
+def _number_row(row: Mapping[str, Any], index: int, process: int, processes: int) -> dict[str, int]:
+    """A number for the row of a stream, which no other row has, and which this one has on all processes that read it.
+
+    Rows are counted from 0 by every worker of a data loader, and by every process that reads rows of its own.
+    """
+    worker = get_worker_info()
+    if worker is not None:
+        index = index * worker.num_workers + worker.id
+    return {PAIR: index * processes + process}
+
+
+def _add_label(row: Mapping[str, Any], column: str | None, name: str) -> dict[str, str | None]:
+    return {LABEL: None if column is None else _stream_label(row, column, name)}
+
+
+def _stream_label(row: Mapping[str, Any], column: str, name: str) -> str:
     label = group_label(row[column])
     if label is None:
         raise ValueError(
             f"group_column={column!r}: {name} has a row whose value is neither text nor a number "
             f"({type(row[column]).__name__}). Give each pair one group, or choose another column."
         )
-    return {LABEL: label}
+    return label
 
 
 class PairCollator:

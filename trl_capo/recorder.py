@@ -57,7 +57,7 @@ class PairRecorder(TrainerCallback):
         self._evaluated = []
 
     def add_evaluation(self, rows: Tensor, groups: Tensor, pairs: Tensor | None) -> None:
-        """Add a batch of all processes. Streams have no pair numbers, so Accelerate must tell what it padded."""
+        """Add a batch of all processes; without pair numbers Accelerate must tell what it padded."""
         if pairs is None:
             rows, groups = self.accelerator.gather_for_metrics((rows, groups))
         else:

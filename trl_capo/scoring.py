@@ -40,8 +40,7 @@ def tokenise(pair: Mapping[str, Any], tokenizer: Any) -> TokenisedPair:
     """
     pair = pair if "prompt" in pair else {**pair, **extract_prompt(dict(pair))}
     if is_conversational(pair):
-        tools = pair.get("tools")
-        options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+        options = {"tools": _read_tools(pair.get("tools"))}
         options |= {"tokenize": True, "return_dict": False, **(pair.get("chat_template_kwargs") or {})}
         encode = tokenizer.apply_chat_template
         prompt = encode(pair["prompt"], add_generation_prompt=True, **options)
@@ -55,6 +54,15 @@ def tokenise(pair: Mapping[str, Any], tokenizer: Any) -> TokenisedPair:
         texts = [tokenizer(pair["prompt"] + text)["input_ids"] for text in ended]
     start = min(_shared_length(prompt, text) for text in texts)
     return TokenisedPair(prompt[:start], texts[0][start:], texts[1][start:])
+
+
+def _read_tools(tools: Any) -> Any:
+    if not isinstance(tools, str):
+        return tools
+    try:
+        return json.loads(tools)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"its column 'tools' is text, but not JSON ({error})") from error
 
 
 def _shared_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate.logging import get_logger
 from datasets import Dataset
 from safetensors import SafetensorError
 from trl import (
@@ -29,6 +28,7 @@ from trl_capo.arguments import parse_alone
 from trl_capo.config import CAPOConfig
 from trl_capo.data import load_preference_data, select_split
 from trl_capo.groups import find_groups
+from trl_capo.messages import get_logger
 from trl_capo.models import check_model_path
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseArguments

@@ -79,8 +79,8 @@ class CAPOTrainer(DPOTrainer):
         args._capo_check()
         check_preference_data(train_dataset=train_dataset, eval_dataset=eval_dataset)
         self._capo_index = PairIndex(args.group_column)
-        train_dataset = self._capo_index.number(train_dataset, "train_dataset")
-        eval_dataset = self._capo_index.number(eval_dataset, "eval_dataset")
+        train_dataset = self._capo_index.number(train_dataset, "train_dataset", evaluated=False)
+        eval_dataset = self._capo_index.number(eval_dataset, "eval_dataset", evaluated=True)
         super().__init__(
             model,
             ref_model=ref_model,
@@ -200,16 +200,12 @@ class CAPOTrainer(DPOTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             check_preference_data(eval_dataset=eval_dataset)
-            eval_dataset = self._capo_index.number(eval_dataset, "eval_dataset")
+            eval_dataset = self._capo_index.number(eval_dataset, "eval_dataset", evaluated=True)
             self._capo_keep_streams_local(eval_dataset)
         # Transformers adds the names when it evaluates all named data sets, but not for one that is asked for by name.
         if isinstance(eval_dataset, str) and not metric_key_prefix.endswith(f"_{eval_dataset}"):
             metric_key_prefix = f"{metric_key_prefix}_{eval_dataset}"
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test"):
-        test_dataset = self._capo_index.number(test_dataset, "test_dataset")
-        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

@@ -1,0 +1,17 @@
+"""Messages to the user: of several processes, which find the same things, only the main one says them."""
+
+import logging
+
+from accelerate import PartialState
+
+
+class _OfMainProcess(logging.LoggerAdapter):
+    """As accelerate's logger, without `[RANK 0]` before every message."""
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+        alone = not PartialState._shared_state  # the processes do not know each other yet
+        return super().isEnabledFor(level) and (alone or PartialState().is_main_process)
+
+
+def get_logger(name: str) -> logging.LoggerAdapter:
+    return _OfMainProcess(logging.getLogger(name), {})
