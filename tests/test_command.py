@@ -92,11 +92,11 @@ def run(*command, expected=0) -> str:
 
 
 def test_installed_command_trains_as_python_does_and_options_win_over_the_file(write_config, in_python, tmp_path):
-    """noise_rate comes from the file, max_steps from both, beta from the command line in the spelling with dashes."""
+    """noise_rate comes from the file, max_steps from both, others from the command line, one with dashes."""
     config = write_config(max_steps=1, beta=0.9, save_strategy="steps", save_steps=3)
     command = [Path(sys.executable).with_name("trl-capo"), "train", "--config", config, "--num_processes", "1"]
-    run(*command, "--max_steps", "3", "--beta=0.5", "--noise-rate-prior", "0.2")
-    trainer = in_python(beta=0.5)
+    run(*command, "--max_steps", "3", "--beta=0.5", "--confidence-temperature", "0.7")
+    trainer = in_python(beta=0.5, confidence_temperature=0.7)
     assert losses(tmp_path / "output") == logged(trainer, "loss")
     assert_saved(tmp_path / "output", trainer)
 
