@@ -175,7 +175,7 @@ def test_a_run_that_fails_says_why(finished, tmp_path):
     failed = subprocess.run(command(tmp_path / "plan.yaml"), capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     last = failed.stderr.splitlines()[-1]
-    assert last.startswith("trl-capo study: error: the run prepare-dpo-clean-")
+    assert last.startswith("trl-capo study: error: the run prepare-dpo-none-")
     assert "float31" in last
     assert "Traceback" not in failed.stderr
     assert not done_runs(tmp_path / "out")
