@@ -235,25 +235,3 @@ def test_vision_language_model(make_args):
     assert {key: logged(trainer, key)[0] for key in expected} == pytest.approx(expected, rel=1e-4)
     assert not same(weights(models[0]), weights(models[2]))
     assert same(weights(models[1]), weights(models[3]))
-
-
-def test_estimated_rates_scale_every_pair_by_its_group(make_args, model_dir, other_model_dir, pairs):
-    """Step 2 must use what was estimated in step 1, for every pair the rate of its own language."""
-    args = make_args(**COMMON | {"noise_rate": "auto", "max_steps": 2})
-    trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, train_dataset=pairs)
-    oracle = Oracle(pairs, load(other_model_dir))
-    trainer.add_callback(oracle)
-    estimates = []
-
-    class KeepEstimates(TrainerCallback):
-        def on_step_begin(self, *_, **__):
-            estimates.append(trainer._capo_estimate.by_group())
-
-    trainer.add_callback(KeepEstimates())
-    trainer.train()
-    size, rates = args.per_device_train_batch_size, estimates[1]
-    languages = pairs["language"][size : 2 * size]
-    assert len(set(rates.values())) == 3
-    used = torch.tensor([rates[language] for language in languages])
-    expected = expected_logs(oracle.steps[1], used, args)
-    assert {key: trainer.state.log_history[1][key] for key in expected} == pytest.approx(expected, rel=1e-4)

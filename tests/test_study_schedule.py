@@ -1,0 +1,132 @@
+"""How a study goes about its runs, with runs that are only simulated: tuning, slots, failures, interruptions."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from study_data import plan, save_splits
+
+from trl_capo import study_command
+from trl_capo.study import RunFailed, _launch, study
+from trl_capo.study_config import StudyConfig
+from trl_capo.study_run import RESULT
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path, model_dir):
+    """A study whose runs only write results: validation accuracies by hand, and test margins that say the opposite.
+
+    Returns the function that runs it, and the names of the runs in the order of their start, with their slots.
+    """
+    (tmp_path / "data").mkdir()
+    data, started = save_splits(tmp_path / "data"), []
+
+    def launch(config, run, slot):
+        started.append((run.name, slot))
+        if run.name in fails:
+            raise RunFailed(f"{run.name} failed")
+        folder = Path(config.output_dir) / "runs" / run.name
+        folder.mkdir(parents=True)
+        best = {"dpo": 1e-2, "capo": 1e-3}[run.method]
+        accuracy = 0.9 if run.learning_rate == best else 0.6
+        result = {
+            "settings": config.settings(run),
+            "noise_shares": {"all": 0.0},
+            "curve": [{"step": 3, "accuracy": accuracy}],
+            "noise_rates": None,
+            "versions": {},
+        }
+        result |= {"steps": 3, "seconds": 1.0, "peak_memory_bytes": 1}
+        sign = -1 if run.learning_rate == best else 1  # on the test split it is the other way round
+        np.savez(folder / "margins.npz", margins=sign * np.ones(6, np.float32), labels=np.array(list("abcabc")))
+        (folder / RESULT).write_text(json.dumps(result))
+
+    fails: set[str] = set()
+    monkeypatch.setattr("trl_capo.study._launch", launch)
+    tuning = {"noise": ["flip"], "seeds": [0], "epochs": 1}
+    options = plan(model_dir, data, tmp_path / "out", learning_rates=[1e-2, 1e-3], tuning=tuning)
+
+    def run(jobs=1, fail=()):
+        fails.clear()
+        fails.update(fail)
+        started.clear()
+        return study(StudyConfig(**options), jobs)
+
+    return run, started
+
+
+def test_learning_rates_are_chosen_by_tuning_runs_on_the_validation_split(fake):
+    """dpo's best is 0.01, capo's 0.001, though on the test split the others are right: 1 + 4 tuning + 8 runs."""
+    run, started = fake
+    folder = run()
+    names = [name for name, _ in started]
+    assert [name.split("-")[0] for name in names] == ["prepare"] + ["tuning"] * 4 + ["grid"] * 8
+    assert all(name.endswith("lr1.00e-02" if "-dpo-" in name else "lr1.00e-03") for name in names[5:])
+    report = (folder / "report.md").read_text()
+    assert "| dpo | clean | 1 | 0, 1 | 0.01 |" in report
+    assert "| capo | clean | 1 | 0, 1 | 0.001 |" in report
+    assert "Of the learning rates 0.01, 0.001, each method has the best on the validation split." in report
+    run()
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "expected"),
+    [
+        (None, 0, [None, None]),
+        (None, 2, ["0", "1", "0"]),
+        ("2,5", 2, ["2", "5", "2"]),
+        ("GPU-a", 1, ["GPU-a", "GPU-a"]),
+    ],
+)
+def test_a_slot_has_one_of_the_gpus_that_the_user_leaves_to_the_study(
+    visible, gpus, expected, monkeypatch, tmp_path, model_dir
+):
+    seen = []
+
+    def run(command, env, **_):
+        seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+        return subprocess.CompletedProcess(command, 0)
+
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("trl_capo.study.torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("trl_capo.study.subprocess.run", run)
+    config = StudyConfig(**plan(model_dir, "data", tmp_path))
+    for slot in range(len(expected)):
+        _launch(config, config.possible_runs()[0], slot)
+    assert seen == expected
+
+
+def test_an_interrupted_study_says_how_to_go_on(monkeypatch, tmp_path, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan("model", "data", tmp_path)))
+    monkeypatch.setattr(study_command, "study", interrupt)
+    assert study_command.main(["--config", str(tmp_path / "plan.yaml")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_as_many_runs_at_a_time_as_jobs_each_in_a_slot_of_its_own(fake):
+    run, started = fake
+    run(jobs=3)
+    assert {slot for _, slot in started} == {0, 1, 2}
+    assert len({name for name, _ in started}) == len(started) == 13
+
+
+def test_after_a_failure_no_run_is_started_and_what_is_done_stays(fake):
+    run, started = fake
+    last = "tuning-capo-flip-seed0-1ep-lr1.00e-02"
+    with pytest.raises(RunFailed, match=last):
+        run(fail=[last])
+    assert started[-1][0] == last
+    done = [name for name, _ in started[:-1]]
+    run()
+    assert not {name for name, _ in started} & set(done)
+    assert started[0][0] == last
