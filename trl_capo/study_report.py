@@ -39,6 +39,7 @@ def report(
 ) -> str:
     """The report as Markdown."""
     first = next(iter(cells.values()))
+    run = {name for _, noise, method in cells for name in (noise, method)}
     lines = [
         f"# Study: {config.model_name_or_path} on {config.dataset_name}",
         "",
@@ -47,9 +48,9 @@ def report(
         f"Differences and multiples compare with {config.baseline} on the same pairs and seeds; * marks those whose "
         "interval leaves out equality.",
         "",
-        *(f"- {label}: {_options({'method': label} | options)}" for label, options in config.methods.items()),
+        *(f"- {name}: {_options({'method': name} | given)}" for name, given in config.methods.items() if name in run),
         "",
-        *(f"- noise {label}: {_options(spec)}" for label, spec in config.noise.items()),
+        *(f"- noise {name}: {_options(spec)}" for name, spec in config.noise.items() if name in run),
         "",
     ]
     for epochs in sorted({key[0] for key in cells}):
