@@ -11,8 +11,8 @@ from transformers.trainer_callback import ExportableState
 
 from trl_capo.agreement import NOISE_RATES, TEMPERATURES, fit, log_likelihood
 
-MEMORY = 2400.0
-"""How many pairs the estimate remembers: what a model says early in its training says little about the labels."""
+BLOCK_PAIRS = 400.0
+"""Pairs in a block, over which the model is taken to be equally sure of itself; blocks end with a step."""
 
 
 class NoiseRateEstimate(TrainerCallback, ExportableState):
@@ -29,14 +29,17 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
     def __init__(self, saved: dict[str, Any] | None = None) -> None:
         self._grid = [torch.tensor(NOISE_RATES), torch.tensor(TEMPERATURES)]
         self.labels: list[str] = list(saved["labels"]) if saved else []
-        self._sums = torch.tensor(saved["sums"]) if saved else torch.zeros(1, *map(len, self._grid))
+        self._past = torch.tensor(saved["past"]) if saved else torch.zeros(1, len(NOISE_RATES))
+        self._block = torch.tensor(saved["block"]) if saved else torch.zeros(1, *map(len, self._grid))
+        self._pairs = torch.tensor(saved["pairs"] if saved else 0)
         self._learning = True
         self._step: tuple[Tensor, Tensor] | None = None
         self._step_labels: list[str] = []
         self._fit()
 
     def state(self) -> dict[str, Any]:
-        saved = {"labels": self.labels, "sums": self._sums.tolist()}
+        kept = {"past": self._past, "block": self._block, "pairs": self._pairs}
+        saved = {"labels": self.labels} | {name: tensor.tolist() for name, tensor in kept.items()}
         return {"args": {"saved": saved}, "attributes": {}}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -69,7 +72,7 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         rows = torch.arange(-1, len(labels), device=rho.device)[:, None]
         member = ((rows == -1) | (rows == groups)).to(likelihood.dtype)
         sums = (member @ likelihood.flatten(1)).unflatten(1, likelihood.shape[1:])
-        pairs = rho.isfinite().sum()  # of the others nothing is learned, so for them nothing is forgotten
+        pairs = rho.isfinite().sum()
         if self._step is not None:
             sums, pairs = sums + _more_rows(self._step[0], len(sums)), pairs + self._step[1]
         self._step, self._step_labels = (sums, pairs), list(labels)
@@ -81,31 +84,41 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         sums, pairs = accelerator.reduce(self._step, reduction="sum")
         self._step = None
         self._align(self._step_labels)
-        self._sums = self._sums * torch.exp(-pairs / MEMORY) + _more_rows(sums, len(self._sums))
-        self._fit()
+        self._block = self._block + _more_rows(sums, len(self._block))
+        self._pairs = self._pairs + pairs
+        likelihoods = self._fit()
+        ends = self._pairs >= BLOCK_PAIRS  # a tensor, so that no GPU is waited for
+        self._past = torch.where(ends, likelihoods, self._past)
+        self._block, self._pairs = torch.where(ends, 0.0, self._block), torch.where(ends, 0, self._pairs)
+        self._fit()  # so that the rates are what the state of a checkpoint gives, to the bit
 
     def _align(self, labels: list[str]) -> None:
         """Give the sums a row for every label, these first: groups appear, and a resumed stream may reorder them."""
         order = labels + [label for label in self.labels if label not in labels]
         if order != self.labels:
-            sums = _more_rows(self._sums[:1], 1 + len(order))
-            for row, label in enumerate(self.labels, start=1):
-                sums[1 + order.index(label)] = self._sums[row]
-            self._sums, self.labels = sums, order
+            self._past, self._block = (self._in_order(sums, order) for sums in (self._past, self._block))
+            self.labels = order
+
+    def _in_order(self, sums: Tensor, order: list[str]) -> Tensor:
+        placed = _more_rows(sums[:1], 1 + len(order))
+        for row, label in enumerate(self.labels, start=1):
+            placed[1 + order.index(label)] = sums[row]
+        return placed
 
     def by_group(self) -> dict[str, float]:
         """The noise rate of every group."""
         return dict(zip(self.labels, self.noise_rates[1:].tolist(), strict=True))
 
-    def _fit(self) -> None:
-        self.noise_rates = fit(self._sums, *self._grid)
+    def _fit(self) -> Tensor:
+        self.noise_rates, likelihoods = fit(self._past, self._block, *self._grid)
+        return likelihoods
 
     def _to(self, device: torch.device) -> None:
-        if self._sums.device != device:
+        if self._block.device != device:
             self._grid = [values.to(device) for values in self._grid]
-            self._sums = self._sums.to(device)
+            self._past, self._block, self._pairs = (kept.to(device) for kept in (self._past, self._block, self._pairs))
             self._fit()
 
 
 def _more_rows(rows: Tensor, count: int) -> Tensor:
-    return torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, count - len(rows)))
+    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
