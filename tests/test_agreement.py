@@ -137,7 +137,7 @@ def test_a_model_that_knows_nothing_moves_nothing():
 
 
 def test_a_model_that_grows_surer_of_itself_does_not_hide_the_flips():
-    """Its margins grow a hundredfold in twenty blocks, while it is right as often: 30 % flips are found all the same."""
+    """Its margins grow a hundredfold in twenty blocks, while it is right as often: 30 % flips are found."""
     generator = torch.Generator().manual_seed(5)
     estimate, accelerator = NoiseRateEstimate(), Accelerator(cpu=True)
     for block in range(20):
@@ -151,7 +151,7 @@ def test_a_model_that_grows_surer_of_itself_does_not_hide_the_flips():
 
 
 def test_groups_that_are_alike_borrow_more_from_each_other():
-    """60 pairs a group. A prior of 10 pairs would let the first stray by 4 points, one of 300 pull the others together."""
+    """60 pairs a group. A prior of 10 pairs lets the first stray by 4 points, one of 300 pulls the others together."""
     alike = simulate(NoiseRateEstimate(), dict.fromkeys("abcdef", 0.25), pairs=360, spread=6.0).noise_rates
     rates = {group: 0.05 if group in "abc" else 0.45 for group in "abcdef"}
     apart = simulate(NoiseRateEstimate(), rates, pairs=360, spread=6.0).by_group()

@@ -57,7 +57,7 @@ def fit(past: Tensor, block: Tensor, noise_rates: Tensor, temperatures: Tensor) 
         noise_rates, temperatures: (E,), (T,), the grid.
 
     Returns:
-        (1 + G,) rates, 0.25 while nothing is known, and (1 + G, E), the `past` of the next block if this one ends here.
+        (1 + G,) rates, 0.25 while nothing is known, and (1 + G, E), the `past` of the next block if this one ends.
     """
     prior = torch.log_softmax(-0.5 * (torch.log(temperatures) / TEMPERATURE_SPREAD) ** 2, dim=0)
     joint = past[0][:, None] + block[0] + prior
