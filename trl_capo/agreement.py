@@ -26,6 +26,9 @@ TEMPERATURE_SPREAD = 2.0
 GROUP_PRIOR_PAIRS = (10.0, 30.0, 100.0, 300.0)
 """Weights of the overall rate in a group's, in pairs: how alike the groups are is not known beforehand either."""
 
+MOST_EVIDENCE = 10.0
+"""Bound of the log-odds that one pair's relative reward gives."""
+
 
 def log_likelihood(rho: Tensor, noise_rates: Tensor, temperatures: Tensor) -> Tensor:
     """(B, E, T) log-likelihood of every pair's label: log(e + (1-2e) sigmoid(rho / t)).
@@ -42,8 +45,26 @@ def log_likelihood(rho: Tensor, noise_rates: Tensor, temperatures: Tensor) -> Te
     return torch.log(rates + (1.0 - 2.0 * rates) * belief) * known[:, None, None]
 
 
-def fit(past: Tensor, block: Tensor, noise_rates: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean noise rates of all pairs and of every group, and the log-likelihoods of the rates.
+def evidence(rho: Tensor, shares: Tensor, temperatures: Tensor) -> Tensor:
+    """(B,) log-odds of the model's belief that the labels are right, from what it thought before it learned from them.
+
+    The belief is the mean of sigmoid(rho / t) over the temperatures t.
+
+    Args:
+        rho: (B,) relative rewards in units of reward, of pairs as the model sees them first. Not finite: says nothing.
+        shares: (T,) how likely the temperatures are; the rest to 1 stands for an infinite one, a belief of 1/2.
+        temperatures: (T,) positive.
+
+    Returns:
+        (B,) log-odds in [-MOST_EVIDENCE, MOST_EVIDENCE].
+    """
+    rho = torch.where(rho.isfinite(), rho, 0.0)
+    belief = 0.5 + (torch.sigmoid(rho[:, None] / temperatures) - 0.5) @ shares
+    return torch.logit(belief, eps=1e-6).clamp(-MOST_EVIDENCE, MOST_EVIDENCE)
+
+
+def fit(past: Tensor, block: Tensor, noise_rates: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Posterior mean noise rates of all pairs and of every group, and what to carry on to the next block.
 
     A block's temperature is one for all groups, since the model is one: the groups' likelihoods are means over what
     all pairs of the block tell of it. Priors: every overall rate is as likely as any other, log t is normal, and a
@@ -57,16 +78,18 @@ def fit(past: Tensor, block: Tensor, noise_rates: Tensor, temperatures: Tensor) 
         noise_rates, temperatures: (E,), (T,), the grid.
 
     Returns:
-        (1 + G,) rates, 0.25 while nothing is known, and (1 + G, E), the `past` of the next block if this one ends.
+        (1 + G,) rates, 0.25 while nothing is known; (1 + G, E), the `past` of the next block if this one ends; and
+        (T,) how likely the temperatures are in this block.
     """
     prior = torch.log_softmax(-0.5 * (torch.log(temperatures) / TEMPERATURE_SPREAD) ** 2, dim=0)
     joint = past[0][:, None] + block[0] + prior
     shares = torch.softmax(joint.flatten(), dim=0).view_as(joint)
     overall = (shares.sum(dim=1) * noise_rates).sum()
-    in_block = torch.logsumexp(block[1:] + torch.log(shares.sum(dim=0)), dim=2)
+    of_temperature = shares.sum(dim=0)
+    in_block = torch.logsumexp(block[1:] + torch.log(of_temperature), dim=2)
     likelihoods = past + torch.cat([torch.logsumexp(block[:1] + prior, dim=2), in_block])
     by_group = _group_rates(likelihoods[1:], overall, noise_rates)
-    return torch.cat([overall[None], by_group]), likelihoods
+    return torch.cat([overall[None], by_group]), likelihoods, of_temperature
 
 
 def _group_rates(likelihoods: Tensor, overall: Tensor, noise_rates: Tensor) -> Tensor:

@@ -98,6 +98,11 @@ class PairIndex:
             return dataset
         return dataset.map(_add_label, fn_kwargs={"column": column, "name": name})
 
+    @property
+    def numbered(self) -> int:
+        """How many pairs have numbers; streams' pairs are not among them."""
+        return len(self._groups)
+
     def _numbers(self, labels: Sequence[str]) -> list[int]:
         for label in labels:
             if label not in self._number_of:

@@ -13,12 +13,19 @@ LOGPS = ("logps/chosen", "logps/rejected")
 CAPO = ("capo/noise_rate", "capo/confidence", "capo/scale", "capo/contradicted")
 
 
-def pair_rows(rewards: tuple[Tensor, Tensor], logps: tuple[Tensor, Tensor], rho: Tensor, scale: Tensor, rate: Tensor):
+def pair_rows(
+    rewards: tuple[Tensor, Tensor],
+    logps: tuple[Tensor, Tensor],
+    rho: Tensor,
+    scale: Tensor,
+    confidence: Tensor,
+    rate: Tensor | float,
+) -> Tensor:
     """(B, columns) the values of a batch that are recorded: REWARDS, LOGPS, CAPO. Chosen come first in the tuples."""
     chosen, rejected = (reward.detach().float() for reward in rewards)
     ranked = [chosen, rejected, chosen > rejected, chosen - rejected, chosen == rejected]
     rate = torch.as_tensor(rate, device=scale.device).expand_as(scale)
-    capo = [rate, scale * (1.0 - rate), scale, rho < 0]
+    capo = [rate, confidence, scale, rho < 0]
     return torch.stack([value.detach().float() for value in [*ranked, *logps, *capo]], dim=1)
 
 

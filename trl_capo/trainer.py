@@ -142,20 +142,31 @@ class CAPOTrainer(DPOTrainer):
             f_alpha_divergence_coef=self.f_alpha_divergence_coef,
         )
         self._capo_check_agreement(dpo_loss, rho)
-        estimate = self._capo_estimate
         groups = self._capo_index.groups(pairs, labels, len(rho), self.accelerator)
-        known = self._capo_index.labels
-        rate = self._capo_noise_rate if estimate is None else estimate.rates(groups, known)
-        scale = confidence_scale(rho, noise_rate=rate, temperature=self._capo_temperature)
+        rate, weight = self._capo_rates(groups, pairs)
+        agreed = confidence_scale(rho, noise_rate=rate, temperature=self._capo_temperature)
+        scale = weight * agreed
         loss = self._capo_loss(dpo_loss, rho, scale, policy.value)
 
         rewards = tuple(self.beta * logratio for logratio in logratios)
-        self._capo_record(pair_rows(rewards, logps, rho, scale, rate), groups, pairs)
+        self._capo_record(pair_rows(rewards, logps, rho, scale, agreed * (1.0 - rate), rate), groups, pairs)
+        estimate = self._capo_estimate
         if estimate is not None and self.model.training:
-            estimate.add(rho, groups, known)
+            estimate.add(rho, groups, self._capo_index.labels, pairs)
             if self.accelerator.sync_gradients:
                 estimate.end_step(self.accelerator)
         return (loss, outputs) if return_outputs else loss
+
+    def _capo_rates(self, groups: Tensor, pairs: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+        """The noise rates of a batch's pairs, and the weights of their losses: in training their own, once met."""
+        estimate = self._capo_estimate
+        if estimate is None:
+            return self._capo_noise_rate, 1.0
+        rates = estimate.rates(groups, self._capo_index.labels)
+        if pairs is None or not self.model.training:
+            return rates, 1.0
+        estimate.make_room(self._capo_index.numbered, pairs.device)
+        return estimate.own_rates(pairs, rates)
 
     def _capo_loss(self, dpo_loss: Tensor, rho: Tensor, scale: Tensor, outputs: Any) -> Tensor:
         """DPOTrainer's loss with its "sigmoid" term scaled; `outputs` is what the policy returned."""
