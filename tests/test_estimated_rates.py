@@ -1,12 +1,16 @@
 """The estimate of the noise rates at work in CAPOTrainer: which pairs it uses, and which pairs use it."""
 
+import math
+
 import pytest
 import torch
 from conftest import logged
-from test_modes import COMMON, Oracle, expected_logs, load
+from pair_oracle import make_pool
+from test_modes import COMMON, Oracle, expected_logs, load, relative_rewards
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from trl_capo import CAPOTrainer
+from trl_capo.agreement import TEMPERATURES
 from trl_capo.noise_rate import NoiseRateEstimate
 
 
@@ -68,3 +72,38 @@ def test_estimated_rates_scale_every_pair_by_its_group(make_args, model_dir, oth
     used = torch.tensor([rates[language] for language in languages])
     expected = expected_logs(oracle.steps[1], used, args)
     assert {key: trainer.state.log_history[1][key] for key in expected} == pytest.approx(expected, rel=1e-4)
+
+
+def test_pairs_met_again_are_scaled_by_what_the_model_thought_of_them_first(
+    make_args, model_dir, other_model_dir, monkeypatch
+):
+    """24 pairs in batches of 4 and blocks of 8. Step 9 meets the pairs of step 3 again, which met the model after the
+    first block had told its temperatures: in Bayes' words, by plain sums, for every pair its language's rate."""
+    monkeypatch.setattr("trl_capo.noise_rate.BLOCK_PAIRS", 8)
+    pairs, sizes = make_pool(), {"max_steps": 9, "per_device_train_batch_size": 4, "learning_rate": 1e-4}
+    args = make_args(**COMMON | {"noise_rate": "auto"} | sizes)
+    trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, train_dataset=pairs)
+    oracle, states, rates = Oracle([*pairs, *pairs], load(other_model_dir)), [], []
+
+    class KeepEstimates(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            states.append(trainer._capo_estimate.state()["args"]["saved"])
+            rates.append(trainer._capo_estimate.by_group())
+
+    trainer.add_callback(oracle)
+    trainer.add_callback(KeepEstimates())
+    trainer.train()
+    assert sum(states[1]["shares"]) == 0
+    assert sum(states[2]["shares"]) == pytest.approx(1)
+    own = []
+    for rho, language in zip(relative_rewards(oracle.steps[2], args).tolist(), pairs["language"][8:12], strict=True):
+        belief = sum(
+            share / (1 + math.exp(-rho / t)) for share, t in zip(states[2]["shares"], TEMPERATURES, strict=True)
+        )
+        wrong = rates[8][language] * (1 - belief)
+        own.append(min(0.5, wrong / (wrong + (1 - rates[8][language]) * belief)))
+    own = torch.tensor(own, dtype=torch.float64)
+    assert own.max() - own.min() > 0.05
+    expected = expected_logs(oracle.steps[8], own, args, weight=1 - 2 * own)
+    assert {key: trainer.state.log_history[8][key] for key in expected} == pytest.approx(expected, rel=2e-3)
+    assert trainer.state.log_history[8]["capo/noise_rate"] == pytest.approx(float(own.mean()), rel=2e-3)

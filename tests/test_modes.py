@@ -92,17 +92,21 @@ def score(log_ratio, args):
     }[args.f_divergence_type]
 
 
-def expected_logs(step, rate: float, args) -> dict:
-    """What one step must log, from the log-probs of its pairs and the noise rate in use."""
+def relative_rewards(step, args) -> torch.Tensor:
     rhos, tail = [], 1.0 if args.ld_alpha is None else args.ld_alpha
     for chosen, rejected, ref_chosen, ref_rejected in step:
         shared, ratios = min(len(chosen), len(rejected)), (chosen - ref_chosen, rejected - ref_rejected)
         good, bad = (score(ratio[:shared].sum() + tail * ratio[shared:].sum(), args) for ratio in ratios)
         rhos.append(args.beta * (good - bad))
-    rho = torch.stack(rhos)
+    return torch.stack(rhos)
+
+
+def expected_logs(step, rate, args, weight=1.0) -> dict:
+    """What one step must log, from the log-probs of its pairs, the noise rates in use and the weights of the pairs."""
+    rho = relative_rewards(step, args)
     p = torch.sigmoid(rho / args.confidence_temperature)
     confidence = (1 - rate) * p / ((1 - rate) * p + rate * (1 - p))
-    scale = confidence / (1 - rate)
+    scale = weight * confidence / (1 - rate)
     terms = {"sigmoid": (scale * F.softplus(-rho)).mean(), "sft": -torch.cat([chosen for chosen, *_ in step]).mean()}
     parts = zip(args.loss_type, args.loss_weights or [1.0], strict=True)
     expected = {"loss": sum(weight * terms[name] for name, weight in parts), "confidence": confidence.mean()}
