@@ -1,4 +1,4 @@
-"""What needs a GPU: `make test-gpu`. Every launch recipe trains as one process on the CPU does, and goes on when resumed.
+"""What needs a GPU (`make test-gpu`): every launch recipe trains as one process on the CPU does, and can be resumed.
 
 With two GPUs or more, two processes share the work; with one, one process goes the same way. `multi_node.yaml` is
 `multi_gpu.yaml` with more machines.
@@ -69,7 +69,7 @@ def test_recipe_trains_as_one_process_on_the_cpu_and_resumes(model, pairs, tmp_p
     if recipe.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")
     if way == "QLoRA" and recipe in ("zero3", "fsdp2"):
-        pytest.skip("weights in 4 bits are not sharded by these recipes (docs/cluster.md)")
+        pytest.skip("4-bit weights are for recipes that keep the model whole (docs/cluster.md)")
     pairs.to_json(tmp_path / "train.jsonl", force_ascii=False)
     options = {key: value for key, value in OPTIONS.items() if key != "use_cpu"} | WAYS[way]
     options |= {"model_name_or_path": model, "dataset_name": str(tmp_path / "train.jsonl"), "dtype": "float32"}
