@@ -118,8 +118,17 @@ def start(folder: Path, case: str) -> list[int]:
 
 
 def finish(children: list[int]) -> list[int]:
-    """Wait for the processes to end; returns their exit codes, negative for signals."""
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    """Wait for the processes to end; returns their exit codes, negative for signals. None may take two minutes."""
+    codes, deadline = {}, time.monotonic() + 120
+    while len(codes) < len(children):
+        for child in set(children) - set(codes):
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return [codes[child] for child in children]
 
 
 def checkpoints(folder: Path) -> set[str]:
@@ -140,8 +149,9 @@ def kill(chance: random.Random, folder: Path, case: str, number: signal.Signals,
     while not (checkpoints(folder) - saved if moment == "saving" else len(begun(folder)) >= before + steps):
         assert os.waitpid(children[0], os.WNOHANG) == (0, 0), f"ended before it was killed, see {folder}/log-0"
         time.sleep(0.0005)
-    time.sleep(chance.uniform(0, 0.03))
-    victims = children if chance.random() < 0.5 else [chance.choice(children)]
+    time.sleep(chance.uniform(0, 0.01 if moment == "saving" else 0.03))
+    alone = moment == "a step" if number == signal.SIGTERM else chance.random() < 0.5
+    victims = [chance.choice(children)] if alone else children
     for child in victims:
         os.kill(child, number)
     if number == signal.SIGKILL:

@@ -89,4 +89,5 @@ def test_recipe_trains_as_one_process_on_the_cpu_and_resumes(model, pairs, tmp_p
     shutil.rmtree(tmp_path / "output" / "checkpoint-6")
     again = trained(tmp_path / "run.yaml", recipe, "--resume_from_checkpoint", "true")
     for key in KEYS:
-        assert [entry[key] for entry in again] == pytest.approx([entry[key] for entry in logs], rel=1e-3, abs=1e-4)
+        expected = pytest.approx([entry[key] for entry in logs], rel=0.02 if way == "QLoRA" else 1e-3, abs=1e-4)
+        assert [entry[key] for entry in again] == expected, key
