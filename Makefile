@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Two busy threads that spin while they wait for each other's process make everything beside them crawl.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo study test check clean
+.PHONY: demo study test test-gpu test-kills check clean
 
 # What is there and was made with the same model, data and configs is used again.
 demo: .venv/demo-$(DEMO_MODEL)
@@ -31,6 +31,14 @@ study: .venv/demo-gemma
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2
+
+# Without a GPU it says so of every test.
+test-gpu: .venv/test
+	$(BIN)/python -m pytest -m gpu
+
+# Twenty trainings killed at random points and resumed: a minute or two.
+test-kills: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_battery.py --kills 20 --seed 0
 
 check: .venv/test
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ REFUSED = [
     ({"use_weighting": True}, ["use_weighting=True", "WPO", "noise_rate=0"]),
     ({"use_weighting": True, "noise_rate": 0, "loss_type": ["hinge"]}, ["use_weighting=True", "'hinge'", "in place"]),
     ({"label_smoothing": 0.2}, ["label_smoothing=0.2", "silence", "noise_rate=0.2", "robust"]),
+    ({"enable_jit_checkpoint": True}, ["enable_jit_checkpoint=True", "SIGTERM", "Leave the option out"]),
 ]
 
 

@@ -1,6 +1,6 @@
 """The same training, computed in other ways: two processes, accumulation, a checkpoint, a noise rate of 0 in TRL.
 
-Two processes on the CPU talk through gloo. They are started by torchrun with this file as the program, and by
+Two processes on the CPU talk through gloo. They are started by torchrun with training_cases.py as the program, and by
 `trl-capo train` with an accelerate configuration file, and are compared with one process that has twice the batch:
 both see the same permutation of the pairs, cut into steps of 4. Tolerances are those of float32 sums in another order.
 """
@@ -14,43 +14,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU_ARGUMENTS, logged, make_pairs
+from conftest import CPU_ARGUMENTS, logged, make_pairs, save_tiny_model, tiny_config
 from peft import LoraConfig
 from safetensors.torch import load_file
 from test_modes import COMMON, LORA, PLAIN, Oracle, expected_logs, load, same, weights
+from training_cases import AUTO, CASES, IN_ORDER, LIVE, EveryStep, train, train_sharded
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo import CAPOConfig, CAPOTrainer
 from trl_capo.agreement import NOISE_RATES
 
 LOSSES = "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop"
-# Into the second epoch of 6 steps; every rate before and after an update differs.
-AUTO = COMMON | {"noise_rate": "auto", "train_sampling_strategy": "random", "max_steps": 8, "save_strategy": "no"}
-COMPARED = ["loss", "grad_norm", "rewards/margins", "eval_loss"]
-CAPO = ["noise_rate", "confidence", "scale", "scale_min", "scale_max", "contradicted"]
-COMPARED += [f"{prefix}capo/{name}" for prefix in ("", "eval_") for name in CAPO]
+# Means over the tokens of a micro-batch, of which TRL logs the mean; what takes time; and
+# the share of an epoch, which Transformers counts in micro-batches.
+BY_MICRO_BATCH = ("entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected")
+NOT_COMPARED = ("runtime", "per_second", "total_flos", "epoch")
 
 
-def train_both(folder, model_dir, other_model_dir, **options) -> dict:
-    """Full fine-tuning, then LoRA; the logs and weights of each."""
-    results = {}
-    for name, ref_model, peft_config in (("full", load(other_model_dir), None), ("lora", None, LoraConfig(**LORA))):
-        data = {"train_dataset": make_pairs(), "eval_dataset": make_pairs(8)}
-        args = CAPOConfig(**CPU_ARGUMENTS | AUTO | {"output_dir": str(folder)} | options)
-        trainer = CAPOTrainer(model_dir, ref_model, args=args, peft_config=peft_config, **data)
-        trainer.train()
-        trainer.evaluate()
-        state = weights(trainer.accelerator.unwrap_model(trainer.model))
-        results[name] = {"weights": state, **{key: logged(trainer, key) for key in COMPARED}}
-    return results
-
-
-def assert_same_training(one: dict, other: dict):
-    assert len(set(one["capo/noise_rate"])) > len(one["loss"]) // 2
-    for key in COMPARED:
-        assert one[key] == pytest.approx(other[key], rel=2e-3, abs=1e-5), key
-        assert len(one[key]) == (1 if key.startswith("eval_") else 8)
-    torch.testing.assert_close(one["weights"], other["weights"], rtol=1e-2, atol=2e-4)
+def assert_same_training(one: dict, other: dict, but: tuple[str, ...] = ()):
+    """Everything that is logged, step by step, and the weights after each step."""
+    assert len(one["logs"]) == len(other["logs"]) >= 4
+    for entry, found in zip(one["logs"], other["logs"], strict=True):
+        compared = [key for key in entry if not key.endswith((*NOT_COMPARED, *but))]
+        assert entry.keys() == found.keys()
+        expected = {key: pytest.approx(entry[key], rel=2e-3, abs=1e-5) for key in compared}
+        assert {key: found[key] for key in compared} == expected
+    torch.testing.assert_close(one["steps"], other["steps"], rtol=1e-2, atol=2e-4)
+    assert len(one["steps"]) == len(other["steps"]) >= 4
 
 
 def run(command: list[str], **variables):
@@ -59,29 +49,67 @@ def run(command: list[str], **variables):
 
 
 @pytest.fixture(scope="module")
-def one_process(model_dir, other_model_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one")
-    return train_both(folder, model_dir, other_model_dir, per_device_train_batch_size=4, per_device_eval_batch_size=4)
+def folder(tmp_path_factory) -> Path:
+    """With the data on a disk, and a model whose layers are large enough for 4 bits."""
+    folder = tmp_path_factory.mktemp("cut")
+    make_pairs().save_to_disk(folder / "data")
+    save_tiny_model(folder / "quantizable", seed=0, config=tiny_config(hidden_size=64))
+    return folder
 
 
-def test_two_processes_train_as_one_with_twice_the_batch(one_process, model_dir, other_model_dir, tmp_path):
+@pytest.fixture(scope="module")
+def models(folder, model_dir, other_model_dir) -> list[str]:
+    return [model_dir, other_model_dir, str(folder / "quantizable")]
+
+
+@pytest.fixture(scope="module")
+def one_process(folder, models) -> dict:
+    """Batches of 4. References are computed live: two processes with precomputed ones must equal them."""
+    results = {name: train(name, folder, *models) for name in LIVE}
+    return results | {"precomputed": results["full"], "sharded": train_sharded(folder, *models[:2])}
+
+
+@pytest.fixture(scope="module")
+def two_processes(folder, models) -> list[dict]:
+    """Batches of 2 on each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    run([*launcher, __file__, str(tmp_path), model_dir, other_model_dir], OMP_NUM_THREADS="1")
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for name, expected in one_process.items():
-        assert_same_training(ranks[0][name], expected)
-        assert ranks[0][name]["capo/noise_rate"] == ranks[1][name]["capo/noise_rate"]
-        assert same(ranks[0][name]["weights"], ranks[1][name]["weights"])
+    program = str(Path(__file__).with_name("training_cases.py"))
+    run([*launcher, program, str(folder), *models], OMP_NUM_THREADS="1")
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
-def test_accumulation_trains_as_one_big_batch(one_process, model_dir, other_model_dir, tmp_path):
-    """With the rate estimated: its update sees all micro-batches of the step."""
-    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 4}
-    for name, result in train_both(tmp_path, model_dir, other_model_dir, **sizes).items():
-        assert_same_training(result, one_process[name])
+@pytest.mark.parametrize("name", sorted(CASES | {"sharded"}))
+def test_two_processes_train_as_one_with_twice_the_batch(one_process, two_processes, name):
+    """Sharded is FSDP2 on the CPU: torch's `fully_shard`, since Accelerate falls back to plain data parallelism."""
+    main, other = (rank[name] for rank in two_processes)
+    assert_same_training(one_process[name], main)
+    assert same(main["weights"], other["weights"])
+    rates = [entry["capo/noise_rate"] for entry in main["logs"] if "capo/noise_rate" in entry]
+    assert rates == [entry["capo/noise_rate"] for entry in other["logs"] if "capo/noise_rate" in entry]
+    assert len(set(rates)) > len(rates) // 2
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "precomputed"])
+def test_accumulation_trains_as_one_big_batch(one_process, folder, models, name):
+    """Four batches of 1, with the rate estimated: its update sees all micro-batches of the step."""
+    sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    assert_same_training(one_process[name], train(name, folder, *models, **sizes), but=BY_MICRO_BATCH)
+
+
+def test_the_last_step_of_an_epoch_may_have_fewer_micro_batches(make_args, model_dir, other_model_dir, pairs):
+    """22 pairs in steps of 4: the last has 2 pairs, in one batch of 2 or in two of 1."""
+    runs = []
+    for sizes in ({}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}):
+        args, rows = make_args(**AUTO | IN_ORDER | sizes), pairs.select(range(22))
+        steps = EveryStep()
+        trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, train_dataset=rows, callbacks=[steps])
+        trainer.train()
+        runs.append({"logs": trainer.state.log_history, "steps": steps.weights})
+    assert_same_training(*runs, but=BY_MICRO_BATCH)
+    assert len(runs[0]["steps"]) == 6
 
 
 def test_command_starts_two_processes(model_dir, pairs, tmp_path, make_args):
@@ -162,9 +190,3 @@ def test_noise_rate_zero_is_dpo_for_every_loss_of_trl(make_args, model_dir, othe
         assert all(
             key.startswith(("capo/", "rewards/accuracies/", "rewards/margins/")) for key in capo.keys() - dpo.keys()
         )
-
-
-if __name__ == "__main__":  # one of the processes that torchrun starts
-    output, *folders = sys.argv[1:]
-    sizes = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
-    torch.save(train_both(output, *folders, **sizes), Path(output, os.environ["RANK"] + ".pt"))

@@ -21,7 +21,8 @@ LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=Fa
 
 
 def test_signatures_that_are_overridden_are_those_of_dpo_trainer():
-    for name in ("__init__", "compute_loss", "log"):
+    saving = ("_save_checkpoint", "_save_rng_state", "_load_rng_state")
+    for name in ("__init__", "compute_loss", "log", "train", *saving):
         theirs, ours = (inspect.signature(getattr(cls, name)) for cls in (DPOTrainer, CAPOTrainer))
         assert [(p.name, p.default) for p in theirs.parameters.values()] == [
             (p.name, p.default) for p in ours.parameters.values()

@@ -5,11 +5,13 @@ command's module, as `trl dpo` does. A command that needs no accelerator runs in
 """
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 LAUNCHED = {
@@ -23,7 +25,10 @@ DIRECT = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 2 a mistake in what was asked, else the started command's own."""
+    """Entry point; returns the exit code: 0 done, 2 a mistake in what was asked, else the started command's own.
+
+    A training that SIGTERM stopped, and that saved a checkpoint, ends with 143.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="trl-capo", description="Confidence-aware preference optimization (CAPO) for TRL.", allow_abbrev=False
@@ -57,12 +62,42 @@ def _launch(command: str, arguments: list[str]) -> int:
     _prepare_single_cpu_process(launch_arguments)
     words = [*launch_arguments, "--module", f"trl_capo.{command}", *without(arguments, from_argv)]
     try:
-        launch_command(launch_command_parser().parse_args(words))
+        with _passing_on_sigterm():
+            launch_command(launch_command_parser().parse_args(words))
     except subprocess.CalledProcessError as error:  # the command has said what was wrong
-        return error.returncode
+        return _exit_code(error.returncode)
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        return _exit_code(error.get_first_failure()[1].exitcode)
     return 0
+
+
+@contextlib.contextmanager
+def _passing_on_sigterm() -> Iterator[None]:
+    """Within it, SIGTERM goes to the started processes, which save a checkpoint, and this one waits for them.
+
+    By themselves, `accelerate` would end and leave its one process alone, and torchrun would kill its own after 30 s.
+    """
+    import psutil
+
+    def pass_on(signum: int, frame: object) -> None:
+        started = psutil.Process().children()
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signum)
+        if not started:
+            sys.exit(_exit_code(-signum))
+
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")  # torchrun's: all but SIGTERM
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit_code(status: int) -> int:
+    """A process's exit code as shells count it: 128 more than the signal that ended it."""
+    return 128 - status if status < 0 else status
 
 
 def _prepare_single_cpu_process(launch_arguments: list[str]) -> None:

@@ -140,6 +140,11 @@ def _combination_problems(args: CAPOConfig) -> list[str]:
             f"use_weighting=True with loss_type={args.loss_type}: TRL's weighting fails on 'hinge' and 'sft' (it "
             "multiplies their losses in place). Leave them out, or set use_weighting=False."
         )
+    if args.enable_jit_checkpoint:
+        problems.append(
+            "enable_jit_checkpoint=True: CAPOTrainer saves a checkpoint on SIGTERM by itself, at a step that all "
+            "processes agree on, which Transformers' way does not do. Leave the option out."
+        )
     if args.label_smoothing != 0 and not losses & _SMOOTHED_LOSSES:
         rate = args.label_smoothing if args.label_smoothing <= 0.5 else "'auto'"
         problems.append(

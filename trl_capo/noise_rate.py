@@ -51,9 +51,9 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         return {"args": {"saved": saved}, "attributes": {}}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        if saved is not None:
-            self.__init__(**saved["args"])
+        # Transformers saves only the states that it finds here, and a checkpoint of DPOTrainer has none.
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self.__init__(**saved["args"])
         self._step, self._met = None, []
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:

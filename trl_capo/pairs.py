@@ -110,6 +110,10 @@ class PairIndex:
                 self.labels.append(label)
         return [self._number_of[label] for label in labels]
 
+    def knows(self, labels: Sequence[str]) -> bool:
+        """Whether these labels have the numbers 0, 1, ...; of those that are new, as a stream's are, they get them."""
+        return self._numbers(labels) == list(range(len(labels)))
+
     def groups(
         self, pairs: Tensor | None, labels: list[str | None] | None, size: int, accelerator: Accelerator
     ) -> Tensor:

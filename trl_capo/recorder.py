@@ -1,5 +1,7 @@
 """What CAPOTrainer logs of its pairs: collected batch by batch, exact over processes, micro-batches and groups."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -59,6 +61,15 @@ class PairRecorder(TrainerCallback):
         self._window = _new_window()
         kept = {key: value for key, value in overall.items() if key.startswith("capo/") or key.endswith("/ties")}
         return kept | group_metrics(by_group, self.index.labels[: len(by_group)])
+
+    def state(self) -> dict[str, Any]:
+        """The window since the last call of `take_training`, at the end of an optimiser step, for a checkpoint."""
+        return {"labels": self.index.labels, "window": None if self._window.empty else self._window.vector.tolist()}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on with the window that `state` gave, where the data still have its groups."""
+        if saved["window"] is not None and self.index.knows(saved["labels"]):
+            self._window.merge(torch.tensor([saved["window"]], device=self.accelerator.device))
 
     def start_evaluation(self) -> None:
         self._evaluated = []

@@ -25,6 +25,7 @@ from trl import (
 )
 
 from trl_capo.arguments import parse_alone
+from trl_capo.checkpoints import choose_checkpoint
 from trl_capo.config import CAPOConfig
 from trl_capo.data import load_preference_data, select_split
 from trl_capo.groups import find_groups
@@ -120,12 +121,12 @@ def _with_noise(dataset: Dataset, args: NoiseArguments, group_column: str | None
 
 
 def _check_resume(training_args: CAPOConfig) -> None:
-    """`true` and `false` on a command line mean the last checkpoint, and none; a path must be a folder."""
+    """`true` and `false` on a command line mean the last whole checkpoint, and none; a path must be a whole one."""
     named = training_args.resume_from_checkpoint
     if isinstance(named, str) and named.lower() in ("true", "false"):
         training_args.resume_from_checkpoint = named.lower() == "true"
-    elif isinstance(named, str) and not Path(named).is_dir():
-        raise ValueError(f"resume_from_checkpoint={named!r}: there is no such folder.")
+    else:
+        choose_checkpoint(named, training_args.output_dir)
 
 
 def train(trainer: CAPOTrainer, *, dataset_name: str | None = None) -> None:

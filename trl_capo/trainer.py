@@ -14,7 +14,6 @@ from typing import Any
 import torch.nn.functional as F
 from datasets import IterableDataset
 from torch import Tensor
-from trl import DPOTrainer
 
 from trl_capo.citation import PAPER
 from trl_capo.config import CAPOConfig, sigmoid_weight
@@ -23,10 +22,11 @@ from trl_capo.losses import confidence_scale, relative_reward
 from trl_capo.noise_rate import NoiseRateEstimate
 from trl_capo.pairs import COLUMNS, LABEL, PAIR, PairCollator, PairIndex
 from trl_capo.recorder import PairRecorder, pair_rows
+from trl_capo.resuming import ResumableDPOTrainer
 from trl_capo.seam import FirstOutput, check_agreement, policy_log_probs
 
 
-class CAPOTrainer(DPOTrainer):
+class CAPOTrainer(ResumableDPOTrainer):
     """DPOTrainer with confidence-scaled pair losses; nothing else differs.
 
     Takes exactly the arguments of `trl.DPOTrainer`, with a `CAPOConfig` for `args`. The loss is

@@ -1,0 +1,121 @@
+"""Which checkpoint a training goes on from, and that it goes on as if it had not stopped."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import CPU_ARGUMENTS, logged
+from test_modes import same, weights
+from transformers.trainer_utils import get_last_checkpoint
+from trl import DPOConfig, DPOTrainer
+
+from trl_capo import CAPOConfig, CAPOTrainer
+from trl_capo.checkpoints import choose_checkpoint, find_fault
+from trl_capo.train import main
+
+SAVING = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory, model_dir, pairs) -> Path:
+    """An output folder with the checkpoints of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("saved")
+    args = CAPOConfig(**CPU_ARGUMENTS | SAVING | {"output_dir": str(folder)})
+    CAPOTrainer(model_dir, args=args, train_dataset=pairs).train()
+    return folder
+
+
+@pytest.fixture
+def output(two_checkpoints, tmp_path) -> Path:
+    """A copy to break."""
+    return shutil.copytree(two_checkpoints, tmp_path / "output")
+
+
+def test_the_last_whole_checkpoint_is_chosen(output):
+    assert choose_checkpoint(True, str(output)) == get_last_checkpoint(str(output)) == str(output / "checkpoint-2")
+    assert choose_checkpoint(str(output / "checkpoint-1"), str(output)) == str(output / "checkpoint-1")
+    assert choose_checkpoint(False, str(output)) is choose_checkpoint(None, str(output)) is None
+
+
+def test_a_checkpoint_that_lacks_any_part_of_any_file_is_passed_over(output, caplog):
+    last = output / "checkpoint-2"
+    files = sorted(path for path in last.rglob("*") if path.is_file())
+    assert len(files) > 8
+    for file in files:
+        content = file.read_bytes()
+        if file.name != "capo_state.json":  # without it, it is a checkpoint of DPOTrainer
+            file.unlink()
+            assert choose_checkpoint(True, str(output)) == str(output / "checkpoint-1"), file
+            assert f"checkpoint-2 is passed over, as it is no whole checkpoint: {file.name}" in caplog.text
+        for size in {0, len(content) // 2, len(content) - 2}:
+            caplog.clear()
+            file.write_bytes(content[:size])
+            assert choose_checkpoint(True, str(output)) == str(output / "checkpoint-1"), (file, size)
+            assert file.name in caplog.text
+        file.write_bytes(content)
+        caplog.clear()
+    assert find_fault(last) is None
+
+
+def test_without_a_whole_checkpoint_training_starts_from_the_beginning(output, make_args, model_dir, pairs, caplog):
+    for number in (1, 2):
+        (output / f"checkpoint-{number}" / "trainer_state.json").unlink()
+    trainer = CAPOTrainer(model_dir, args=make_args(**SAVING), train_dataset=pairs)
+    trainer.train(resume_from_checkpoint=True)
+    assert "There is no whole checkpoint" in caplog.text
+    assert len(logged(trainer, "loss")) == 2
+    assert {find_fault(output / f"checkpoint-{number}") for number in (1, 2)} == {None}
+
+
+def test_a_broken_checkpoint_is_refused_where_it_is_named(output, make_args, model_dir, pairs, tmp_path, capfd):
+    broken = output / "checkpoint-2"
+    (broken / "optimizer.pt").unlink()
+    trainer = CAPOTrainer(model_dir, args=make_args(), train_dataset=pairs)
+    with pytest.raises(ValueError, match="checkpoint-2'.*optimizer.pt is missing"):
+        trainer.train(resume_from_checkpoint=str(broken))
+    pairs.to_json(tmp_path / "train.jsonl", force_ascii=False)
+    arguments = ["--use_cpu", "--bf16", "false", "--output_dir", str(tmp_path / "new")]
+    arguments += ["--model_name_or_path", model_dir, "--dataset_name", str(tmp_path / "train.jsonl")]
+    for folder, reason in ((broken, "optimizer.pt is missing"), (tmp_path / "none", "there is no such folder")):
+        assert main([*arguments, "--resume_from_checkpoint", str(folder)]) == 2
+        assert reason in capfd.readouterr().err
+
+
+def test_a_checkpoint_is_not_whole_while_it_is_written_again(output, make_args, model_dir, pairs):
+    """Saving fails at a file whose place a folder has taken: what was there before must not count as saved."""
+    (output / "checkpoint-2" / "optimizer.pt").unlink()
+    (output / "checkpoint-2" / "optimizer.pt").mkdir()
+    trainer = CAPOTrainer(model_dir, args=make_args(**SAVING), train_dataset=pairs)
+    with pytest.raises((OSError, RuntimeError)):
+        trainer.train()
+    assert "trainer_state.json" in find_fault(output / "checkpoint-2")
+    assert choose_checkpoint(True, str(output)) == str(output / "checkpoint-1")
+
+
+def test_a_checkpoint_of_dpo_trainer_can_be_gone_on_from(make_args, model_dir, pairs):
+    args = make_args(DPOConfig, **SAVING)
+    DPOTrainer(model_dir, args=args, train_dataset=pairs).train()
+    shutil.rmtree(Path(args.output_dir, "checkpoint-2"))
+    trainer = CAPOTrainer(model_dir, args=make_args(**SAVING), train_dataset=pairs)
+    trainer.train(resume_from_checkpoint=True)
+    assert len(logged(trainer, "loss")) == trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("form", ["rows", "stream", "accumulated"])
+def test_logging_windows_span_checkpoints(make_args, model_dir, pairs, form):
+    """Saved at step 3, logged at 4 and 8: what a resumed run logs is what the uninterrupted one did, bit for bit."""
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 3, "logging_steps": 4}
+    options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2} if form == "accumulated" else {}
+    runs = []
+    for checkpoint, steps in ((None, 4), ("checkpoint-3", 4), (None, 1)):
+        args = make_args(**options | {"logging_steps": steps})
+        data = pairs.to_iterable_dataset() if form == "stream" else pairs
+        runs.append(CAPOTrainer(model_dir, args=args, train_dataset=data))
+        runs[-1].train(resume_from_checkpoint=checkpoint and str(Path(args.output_dir, checkpoint)))
+    one, other, _ = (trainer.state.log_history for trainer in runs)
+    assert [entry["step"] for entry in one] == [4, 8, 8]
+    assert one[:-1] == other[:-1]
+    assert {"loss", "rewards/margins", "rewards/margins/de", "num_tokens", "capo/scale_min"} <= one[0].keys()
+    assert same(*(weights(trainer.model) for trainer in runs[:2]))
+    last_five = logged(runs[2], "loss")[3:]  # Transformers gives the mean of the steps of this `train()`
+    assert other[-1]["train_loss"] == pytest.approx(sum(last_five) / 5)

@@ -1,0 +1,58 @@
+"""DPOTrainer, with checkpoints from which a killed training goes on as if it had not been killed."""
+
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import DPOTrainer
+
+from trl_capo.checkpoints import choose_checkpoint, read_state, write_state
+from trl_capo.recorder import PairRecorder
+from trl_capo.termination import checkpoint_on_sigterm
+
+
+class ResumableDPOTrainer(DPOTrainer):
+    """DPOTrainer that never resumes from a half-written checkpoint, and saves one when it gets SIGTERM.
+
+    To Transformers' checkpoints it adds what is to be logged next: what has been summed since the last log, of the
+    loss, of TRL's metrics and of ours. It goes with the random numbers' state, which Transformers saves and loads
+    last, and in every process.
+    """
+
+    _capo_recorder: PairRecorder  # the subclass makes it
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        checkpoint = choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        with checkpoint_on_sigterm(self):
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _save_checkpoint(self, model, trial):
+        if self.args.should_save:  # an older checkpoint of this step is no whole one while it is overwritten
+            folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        state = {
+            "loss": self.accelerator.reduce(self._tr_loss.clone(), reduction="mean").item(),
+            "last_logged": self._globalstep_last_logged,
+            "metrics": self._metrics["train"],
+            "tokens": self._total_train_tokens,
+            "pairs": self._capo_recorder.state(),
+        }
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_state(Path(output_dir), state)
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        state = None if checkpoint is None else read_state(Path(checkpoint))
+        if state is None:
+            return
+        self._tr_loss.fill_(state["loss"])
+        self._total_loss_scalar = -state["loss"]  # the mean loss of this `train()` is of its own steps
+        self._globalstep_last_logged = state["last_logged"]
+        self._metrics["train"].update(state["metrics"])
+        self._total_train_tokens = state["tokens"]
+        self._capo_recorder.restore(state["pairs"])
