@@ -1,16 +1,33 @@
-"""Command lines and YAML files, read as TRL reads them; what is wrong with them, in one sentence."""
+"""Command lines and YAML files, read as TRL reads them; what is wrong with them, in one sentence each."""
 
 import argparse
 import difflib
+import os
 from collections.abc import Sequence, Set
+from typing import Any, NoReturn, get_type_hints
 
-import yaml
 from accelerate.commands.launch import launch_command_parser
 from trl import TrlParser
+
+from trl_capo.value_types import fits, type_problems
+from trl_capo.yaml_files import read_yaml
+
+
+def _raise(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+class Parser(TrlParser):
+    """TRL's parser, which raises ValueError where it would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        _raise(message)
 
 
 def parse(argv: Sequence[str], parser: TrlParser) -> tuple[tuple, list[str], list[str]]:
     """Parse arguments and their `--config` YAML file, whose values the arguments override.
+
+    Its section `env` is set as environment variables.
 
     Returns:
         One object per dataclass of the parser, and the words that it does not know: from the YAML, and from `argv`.
@@ -22,13 +39,46 @@ def parse(argv: Sequence[str], parser: TrlParser) -> tuple[tuple, list[str], lis
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if argv.count("--config") > 1 or argv[-1:] == ["--config"]:
         raise ValueError("--config takes the path of one YAML file")
+    from_yaml = []
+    if "--config" in argv:
+        place = argv.index("--config")
+        config = read_yaml(argv[place + 1])
+        argv = argv[:place] + argv[place + 2 :]
+        _set_environment(config.pop("env", {}))
+        from_yaml = parser.set_defaults_with_config(**_typed(config, parser))
     try:
-        *parsed, from_yaml, from_argv = parser.parse_args_and_config(
-            argv, return_remaining_strings=True, separate_remaining_strings=True
-        )
-    except yaml.YAMLError as error:
-        raise ValueError(f"the config file is not valid YAML: {error}") from error
+        *parsed, from_argv = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of the options' own checks: of TRL's, Transformers' or Accelerate's
+        raise ValueError(f"the options cannot be used: {type(error).__name__}: {error}") from error
     return tuple(parsed), from_yaml, from_argv
+
+
+def _set_environment(variables: Any) -> None:
+    try:
+        os.environ.update({name: str(value) for name, value in variables.items()})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"env={variables!r}: it must map names of environment variables to values.") from error
+
+
+def _typed(config: dict[str, Any], parser: TrlParser) -> dict[str, Any]:
+    """The values of a YAML file as the parser's dataclasses declare them; all that are of another type in one error.
+
+    Text is left to the parser, as on a command line; a number where text is meant becomes text.
+    """
+    hints = {name: hint for kind in parser.dataclass_types for name, hint in get_type_hints(kind).items()}
+    numbers = [
+        name
+        for name, value in config.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name in hints
+        if not fits(value, hints[name]) and fits("", hints[name])
+    ]
+    config = config | {name: str(config[name]) for name in numbers}
+    problems = type_problems({name: value for name, value in config.items() if not isinstance(value, str)}, hints)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return config
 
 
 def parse_alone(argv: Sequence[str], parser: TrlParser) -> tuple:
@@ -41,6 +91,13 @@ def parse_alone(argv: Sequence[str], parser: TrlParser) -> tuple:
     refuse_unknown(from_argv, parser)
     refuse_unknown(from_yaml, parser, launch_options())
     return parsed
+
+
+def launch_parser() -> argparse.ArgumentParser:
+    """The parser of `accelerate launch`, which raises ValueError as ours does."""
+    parser = launch_command_parser()
+    parser.error = _raise
+    return parser
 
 
 def launch_options() -> set[str]:

@@ -13,6 +13,15 @@ from trl import DPOConfig
 from trl_capo.groups import parse_group_column
 from trl_capo.losses import F_DIVERGENCES
 
+_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("seed", "weight_decay", "learning_rate", "warmup_steps", "label_smoothing"), 0),
+    **dict.fromkeys(("max_grad_norm", "logging_steps", "eval_steps", "save_steps", "save_total_limit"), 0),
+    **dict.fromkeys(("num_train_epochs", "dataloader_num_workers", "eval_delay"), 0),
+    "max_length": 2,
+}
+"""The least that options of TRL and Transformers can be, which do not check it themselves."""
+_SEEDS = 2**32
 _SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
@@ -111,6 +120,10 @@ def _range_problems(args: CAPOConfig) -> list[str]:
         problems.append(
             f"f_alpha_divergence_coef={args.f_alpha_divergence_coef!r}: give a number; 0.5 is TRL's default."
         )
+    for name, least in _LEAST.items():
+        value, most = getattr(args, name), _SEEDS - 1 if name == "seed" else math.inf
+        if value is not None and not (_is_number(value) and least <= value <= most) and value != math.inf:
+            problems.append(f"{name}={value!r}: give a number from {least} to {most}.")
     if args.group_column is not None and not isinstance(args.group_column, str):
         problems.append(f"group_column={args.group_column!r}: give a column's name, 'auto', or None for no groups.")
     if args.f_divergence_type not in F_DIVERGENCES:

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import find_adapter_config_file
 
+from trl_capo.paths import can_be_on_hub, find_path
+
 MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin")
 ADAPTER_FILES = ("adapter_model*.safetensors", "adapter_model*.bin")
 
@@ -50,20 +52,22 @@ def _refusing(what: str, remedy: str = "") -> Iterator[None]:
 
 def _weights(name: str, patterns: tuple[str, ...]) -> list[Path]:
     """The files of weights in the folder of that name."""
-    return [file for pattern in patterns for file in sorted(Path(name).expanduser().glob(pattern))]
+    folder = find_path(name)
+    return [] if folder is None else [file for pattern in patterns for file in sorted(folder.glob(pattern))]
 
 
 def check_model_path(name: str | None, option: str = "model_name_or_path") -> None:
     """Refuse a name that is plainly neither a hub name nor a model's folder, before anything is loaded."""
     if not name:
         raise ValueError(f"{option} is missing: give a hub name or the folder of a model.")
-    path = Path(name).expanduser()
-    if path.exists() and not (path / "config.json").is_file():
+    path = find_path(name)
+    if path is None:
+        if not can_be_on_hub(name):
+            raise ValueError(f"{option}={name!r}: there is no such folder, and none on the hub.")
+    elif not (path / "config.json").is_file():
         raise ValueError(f"{option}={name!r} is not a model: it has no config.json.")
-    if path.exists():
+    else:
         _check_weights(name, option, MODEL_FILES)
-    elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(f"{option}={name!r}: there is no such folder.")
 
 
 def _check_weights(name: str, option: str, patterns: tuple[str, ...]) -> None:
@@ -85,7 +89,7 @@ def _check_weights(name: str, option: str, patterns: tuple[str, ...]) -> None:
 def _adapter_folder(name: str, option: str) -> str | None:
     """The folder of the PEFT adapter of that name, downloaded if it is on the hub; None if it is not an adapter's."""
     folder = name
-    if not Path(name).exists():
+    if find_path(name) is None:
         check_model_path(name, option)
         if find_adapter_config_file(name) is None:
             return None

@@ -19,15 +19,16 @@ from typing import Any
 from unicodedata import combining, east_asian_width
 
 from datasets import Dataset, DatasetDict
-from trl import TrlParser
 
 from trl_capo import __version__
-from trl_capo.arguments import parse, refuse_unknown
+from trl_capo.arguments import Parser, parse, refuse_unknown
 from trl_capo.data import check_preference_data, load_preference_data, select_split
 from trl_capo.groups import find_groups
 from trl_capo.models import processes
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseCommandArguments
+from trl_capo.paths import output_folder
+from trl_capo.plain import print_error
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def prepare(args: NoiseCommandArguments) -> Preparation:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
     args.check()
-    output = Path(args.output_dir).expanduser().resolve()
+    output = output_folder(args.output_dir).resolve()
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise ValueError(f"output_dir={args.output_dir!r} is there already. Choose another folder, or remove it.")
     processes()
@@ -99,9 +100,9 @@ def _columns(text: str) -> int:
     return sum(2 if east_asian_width(character) in "WF" else 1 for character in shown)
 
 
-def make_parser() -> TrlParser:
+def make_parser() -> Parser:
     usage = "trl-capo noise [--config FILE.yaml] [--OPTION VALUE ...]"
-    return TrlParser((NoiseCommandArguments,), prog="trl-capo noise", usage=usage)
+    return Parser((NoiseCommandArguments,), prog="trl-capo noise", usage=usage)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_unknown(from_yaml + from_argv, parser)
         done = prepare(args)
     except (ValueError, OSError) as error:
-        print(f"trl-capo noise: error: {error}", file=sys.stderr)
+        print_error("trl-capo noise", error)
         return 2
     print(noise_table(done))
     print(f"Data set written to {args.output_dir}.")

@@ -18,13 +18,12 @@ from trl import (
     DatasetMixtureConfig,
     ModelConfig,
     ScriptArguments,
-    TrlParser,
     get_dataset,
     get_peft_config,
     get_quantization_config,
 )
 
-from trl_capo.arguments import parse_alone
+from trl_capo.arguments import Parser, parse_alone
 from trl_capo.config import CAPOConfig
 from trl_capo.data import load_preference_data, select_split
 from trl_capo.groups import find_groups
@@ -32,6 +31,8 @@ from trl_capo.messages import get_logger
 from trl_capo.models import check_model_path
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseArguments
+from trl_capo.paths import output_folder
+from trl_capo.plain import print_error
 from trl_capo.trainer import CAPOTrainer
 
 logger = get_logger(__name__)
@@ -39,10 +40,10 @@ logger = get_logger(__name__)
 ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig, NoiseArguments)
 
 
-def make_parser() -> TrlParser:
+def make_parser() -> Parser:
     """The parser of the command's arguments: `trl dpo`'s, with CAPO's options."""
     usage = "trl-capo train [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
-    return TrlParser(ARGUMENT_TYPES, prog="trl-capo train", usage=usage)
+    return Parser(ARGUMENT_TYPES, prog="trl-capo train", usage=usage)
 
 
 def build_trainer(
@@ -147,12 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed = parse_alone(sys.argv[1:] if argv is None else argv, make_parser())
         output = Path(parsed[1].output_dir)
         existed = output.exists()
+        output_folder(output)
         trainer = build_trainer(*parsed)
     except (ValueError, NotImplementedError, OSError, SafetensorError) as error:
         if not existed and output.is_dir() and not any(output.iterdir()):
             output.rmdir()  # the trainer had made it when it failed
         if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake
-            print(f"trl-capo train: error: {error}", file=sys.stderr)
+            print_error("trl-capo train", error)
         return 2
     train(trainer, dataset_name=parsed[0].dataset_name)
     return 0
