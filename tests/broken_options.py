@@ -69,7 +69,9 @@ WHOLE: list[Any] = [None, "many", 2.5, "2.5", NAN, INF, True, [1], {"a": 1}, "",
 NUMBER: list[Any] = [None, "many", True, [1.0], {"a": 1}, "", NAN, -1.0]
 BOOL: list[Any] = ["perhaps", 5, 0.5, [], {}, None]
 OUTPUTS = ["", "bad\x00", "~nobodyhere/out", HUGE, "/dev/null", "/dev/null/out", "/proc/out", ["a"], {"a": 1}]
-MODELS = [name for kind, name in NAMES.items() if not any(w in kind for w in ("glob", "hub", "shell", "option", "emoji"))]
+MODELS = [
+    name for kind, name in NAMES.items() if not any(w in kind for w in ("glob", "hub", "shell", "option", "emoji"))
+]
 
 
 def _each(options: dict[str, list]) -> list[tuple[str, Any]]:
@@ -100,7 +102,7 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
             "warmup_steps": NUMBER,
             "max_grad_norm": NUMBER,
             "logging_steps": [*NUMBER, 0],
-            "save_steps": [*NUMBER, 0],
+            "save_steps": NUMBER,
             "loss_type": [["nosuch"], [], {"a": 1}, None, 3, ["sigmoid", 3], "nosuch", ["ipo"]],
             "loss_weights": [["a"], "many", [1.0, 2.0], {"a": 1}, [NAN], [INF]],
             "f_divergence_type": ["nosuch", None, ["a"]],
@@ -122,7 +124,7 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
             "inject_rate": [0.5, "{"],
             "resume_from_checkpoint": ["./nosuch", ["a"], HUGE],
             "deepspeed": ["./nosuch.json", [1]],
-            "fsdp_config": ["./nosuch.json", "{", [1]],
+            "fsdp_config": [[1]],
             "lora_target_modules": [[1], {"a": 1}],
             "env": ["a", 5],
         }
@@ -175,7 +177,10 @@ PLANS: list[tuple[tuple, Any]] = [
     *((("grid", 0, "methods"), value) for value in [*NOT_A_PART, ["nosuch"], [[]], [HUGE]]),
     *((("grid", 0, "seeds"), value) for value in [*NOT_A_PART[:-3], [-1], [0.5], [NAN], [True], ["a"]]),
     *((("grid", 0, "epochs"), value) for value in [*NOT_A_PART[:4], 0, -1, NAN, INF, [1], True]),
-    *((("learning_rates",), value) for value in [*NOT_A_PART, [0], [-1], [NAN], [INF], ["a"], [1e-3, 1e-2]]),
+    *(
+        (("learning_rates",), value)
+        for value in [None, [], {}, "text", 5, True, [0], [-1], [NAN], [INF], ["a"], [1e-3, 1e-2]]
+    ),
     *((("training",), value) for value in [*NOT_A_PART, {"per_device_train_batch_size": 0}]),
     *((("training", "weight_decay"), value) for value in [None, "many", [], NAN]),
     *((("training", "gradient_accumulation_steps"), value) for value in [None, "many", 0, -1, NAN, [1]]),
@@ -185,7 +190,11 @@ PLANS: list[tuple[tuple, Any]] = [
     *((("tuning",), value) for value in [5, [], {}, "text"]),
     *((("curve_points",), value) for value in [None, 0, -1, 1.5, "many", [], NAN, True]),
     *((("train_pairs",), value) for value in [0, -1, 1.5, "many", []]),
-    *(((name,), value) for name in ("train_split", "test_split") for value in [None, 5, [], "nosuch", HUGE, "validation"]),
+    *(
+        ((name,), value)
+        for name in ("train_split", "test_split")
+        for value in [None, 5, [], "nosuch", HUGE, "validation"]
+    ),
     *((("baseline",), value) for value in [None, [], 5, "nosuch", HUGE]),
     *((("group_column",), value) for value in [5.5, [], "nosuch", CONTROLS]),
     *((("remember_frozen_layers",), value) for value in ["perhaps", None, 5, []]),

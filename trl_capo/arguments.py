@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import os
 from collections.abc import Sequence, Set
 from typing import Any, NoReturn, get_type_hints
@@ -48,6 +49,8 @@ def parse(argv: Sequence[str], parser: TrlParser) -> tuple[tuple, list[str], lis
         from_yaml = parser.set_defaults_with_config(**_typed(config, parser))
     try:
         *parsed, from_argv = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.doc!r} is not valid JSON: {error.msg} at character {error.pos}") from error
     except (ValueError, OSError):
         raise
     except Exception as error:  # of the options' own checks: of TRL's, Transformers' or Accelerate's

@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
+from trl import DatasetMixtureConfig, get_dataset
 
 from trl_capo.data_files import BUILDERS, builder_of, first_problem, refuse_unsafe_lines
 from trl_capo.messages import get_logger
@@ -69,6 +70,19 @@ def _load(path: Path | None, name: str, config: str | None, streaming: bool) -> 
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return load_from_disk(str(path))
     return load_dataset(str(path), name=config, streaming=streaming)
+
+
+def load_mixture(args: DatasetMixtureConfig) -> DatasetDict:
+    """Load TRL's mixture of data sets.
+
+    Raises:
+        ValueError: one of them cannot be read.
+    """
+    try:
+        return get_dataset(args)
+    except Exception as error:  # as above
+        parts = ", ".join(repr(part.path) for part in args.datasets)
+        raise ValueError(f"datasets: {parts} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def select_split(splits: Mapping[str, Any], split: str, option: str) -> Any:

@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         (args,) = parse_alone(sys.argv[1:] if argv is None else argv, make_parser())
         check_available()
-        folder = None if args.output_dir is None else output_folder(args.output_dir)
+        folder = output_folder(args.output_dir) if args.output_dir else None
         if folder is not None:
             check_output(folder)
         evaluation = evaluate(args)

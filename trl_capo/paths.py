@@ -33,10 +33,12 @@ def output_folder(name: str | Path, option: str = "output_dir") -> Path:
     told = f"{option}={str(name)!r}"
     try:
         folder = Path(name).expanduser()
+        if not str(name) or "\0" in str(name):
+            raise ValueError("no folder can have that name")
         place = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         raise ValueError(f"{told}: it cannot be written to ({error.strerror}). Give another {option}.") from error
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{told}: it cannot be a folder ({error}). Give another {option}.") from error
+        raise ValueError(f"{told}: it cannot be used ({error}). Give another {option}.") from error
     return folder

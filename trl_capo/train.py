@@ -18,14 +18,13 @@ from trl import (
     DatasetMixtureConfig,
     ModelConfig,
     ScriptArguments,
-    get_dataset,
     get_peft_config,
     get_quantization_config,
 )
 
 from trl_capo.arguments import Parser, parse_alone
 from trl_capo.config import CAPOConfig
-from trl_capo.data import load_preference_data, select_split
+from trl_capo.data import load_mixture, load_preference_data, select_split
 from trl_capo.groups import find_groups
 from trl_capo.messages import get_logger
 from trl_capo.models import check_model_path
@@ -63,7 +62,7 @@ def build_trainer(
     if dataset_args.datasets:
         if script_args.dataset_name:
             logger.warning("dataset_name is not used, because `datasets` is given.")
-        splits = get_dataset(dataset_args)
+        splits = load_mixture(dataset_args)
     elif script_args.dataset_name:
         splits = load_preference_data(
             script_args.dataset_name, config=script_args.dataset_config, streaming=script_args.dataset_streaming
@@ -74,6 +73,8 @@ def build_trainer(
     if noise_args is not None and noise_args.inject_noise is not None:
         train_dataset = _with_noise(train_dataset, noise_args, training_args.group_column)
     evaluated = training_args.eval_strategy != "no"
+    if isinstance(training_args.model_init_kwargs, str):
+        raise ValueError(f"model_init_kwargs={training_args.model_init_kwargs!r}: give a mapping, in YAML or as JSON.")
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "trust_remote_code": training_args.trust_remote_code,
@@ -150,9 +151,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         existed = output.exists()
         output_folder(output)
         trainer = build_trainer(*parsed)
-    except (ValueError, NotImplementedError, OSError, SafetensorError) as error:
+    except Exception as error:  # of TRL's, Transformers' and PEFT's checks, and of the readers of models' files
         if not existed and output.is_dir() and not any(output.iterdir()):
             output.rmdir()  # the trainer had made it when it failed
+        if not isinstance(error, ValueError | NotImplementedError | OSError | ImportError | SafetensorError):
+            error = RuntimeError(f"the trainer cannot be built: {type(error).__name__}: {error}")
         if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake
             print_error("trl-capo train", error)
         return 2
