@@ -1,7 +1,6 @@
-"""Preference data that cannot be used, and odd ones that can, each made when it is asked for.
+"""Preference data that cannot be used, each made when it is asked for.
 
-BROKEN and ODD map a case's name to a function that writes it below a folder and returns the name to give as
-`dataset_name`. NAMED has, for some of BROKEN, words that the error must have.
+BROKEN maps a case's name to a function that writes it below a folder and returns the name to give as `dataset_name`.
 """
 
 import bz2
@@ -10,6 +9,7 @@ import json
 import lzma
 import os
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,6 @@ def in_folder(files: Mapping[str, str | bytes]) -> Make:
 def rows_with(**changes: Any) -> str:
     """Two good rows, and one with other values."""
     return json_lines([GOOD, GOOD, GOOD | changes])
-
-
-def all_rows(**changes: Any) -> str:
-    return json_lines([GOOD | changes] * 3)
-
-
-def chat_with(**changes: Any) -> str:
-    return json_lines([CHAT, CHAT, CHAT | changes])
 
 
 def nested(depth: int) -> str:
@@ -208,14 +200,14 @@ def _broken() -> dict[str, Make]:
     cases = {name: in_file(*content) for name, content in CONTENTS.items()}
     for name, line in BAD_LINES.items():
         cases[f"line 2: {name}"] = in_file("bad.jsonl", json_lines([GOOD]) + line + "\n" + json_lines([GOOD]))
-    for name, value in VALUES.items():
-        for column in ("prompt", "chosen", "rejected"):
-            cases[f"a {column}: {name}"] = in_file("bad.jsonl", rows_with(**{column: value}))
-        cases[f"every chosen: {name}"] = in_file("bad.jsonl", all_rows(chosen=value))
+    columns = cycle(("prompt", "chosen", "rejected"))
+    for (name, value), column in zip(VALUES.items(), columns, strict=False):
+        cases[f"a {column}: {name}"] = in_file("bad.jsonl", rows_with(**{column: value}))
+        cases[f"every chosen: {name}"] = in_file("bad.jsonl", json_lines([GOOD | {"chosen": value}] * 3))
     for name, value in MESSAGES.items():
-        cases[f"chosen with {name}"] = in_file("bad.jsonl", chat_with(chosen=value))
-        cases[f"prompt with {name}"] = in_file("bad.jsonl", chat_with(prompt=value))
-    return cases | _FOLDERS | _PLACES
+        column = next(columns)
+        cases[f"{column} with {name}"] = in_file("bad.jsonl", json_lines([CHAT, CHAT, CHAT | {column: value}]))
+    return cases | _FOLDERS
 
 
 def _saved(change: Callable[[Path], Any]) -> Make:
@@ -252,81 +244,4 @@ _FOLDERS = {
 }
 
 
-def _link(folder: Path, target: str) -> str:
-    (folder / "bad.jsonl").symlink_to(target)
-    return str(folder / "bad.jsonl")
-
-
-def _fifo(folder: Path) -> str:
-    os.mkfifo(folder / "bad.jsonl")
-    return str(folder / "bad.jsonl")
-
-
-def _directory(folder: Path) -> str:
-    (folder / "bad.jsonl").mkdir()
-    return str(folder / "bad.jsonl")
-
-
-def _below_a_file(folder: Path) -> str:
-    return in_file("good.jsonl", LINES)(folder) + "/train.jsonl"
-
-
-def _closed(folder: Path) -> str:
-    path = Path(in_file("bad.jsonl", LINES)(folder))
-    path.chmod(0)
-    return str(path)
-
-
-_PLACES = {
-    "link to itself": lambda folder: _link(folder, "bad.jsonl"),
-    "link to nothing": lambda folder: _link(folder, "gone.jsonl"),
-    "pipe": _fifo,
-    "empty directory named as a file": _directory,
-    "below a file": _below_a_file,
-    "device": lambda folder: "/dev/null",
-} | ({} if os.geteuid() == 0 else {"unreadable": _closed})  # root may read everything
-
-NAMES = {
-    "traversal": "../../etc/passwd",
-    "long traversal": "../" * 20 + "etc/passwd",
-    "traversal to nothing": "../../../nosuch",
-    "encoded traversal": "..%2f..%2fetc%2fpasswd",
-    "encoded dots": "%2e%2e/%2e%2e/etc",
-    "traversal behind an owner": "owner/../../etc/passwd",
-    "backslashes": "..\\..\\etc\\passwd",
-    "absolute": "/etc/nosuch",
-    "absolute, a file": "/etc/passwd",
-    "double slash": "//etc//nosuch",
-    "home": "~/nosuch/data.jsonl",
-    "somebody's home": "~nobodyhere/data",
-    "NUL": "data\x00.jsonl",
-    "NUL, traversal": "../\x00/etc",
-    "line break": "data\nset",
-    "line break and a file's ending": "data\nset.jsonl",
-    "terminal codes": f"data{CONTROLS.replace(chr(0), '')}",
-    "right-to-left": RIGHT_TO_LEFT + "data",
-    "surrogate": "data\ud800",
-    "surrogate, a file": "./data\ud800.jsonl",
-    "huge": HUGE,
-    "huge path": "/" + "/".join(["x" * 200] * 300),
-    "huge relative path": "./" + HUGE,
-    "long file name": "x" * 300 + ".jsonl",
-    "blank": " ",
-    "dot": ".",
-    "dots": "...",
-    "slash": "/",
-    "only an owner": "owner/",
-    "three parts": "a/b/c",
-    "address": "https://localhost/data.jsonl",
-    "file address": "file:///etc/passwd",
-    "other protocol": "s3://bucket/data.jsonl",
-    "hub address": "hf://datasets/owner/data",
-    "option": "--config",
-    "shell": "$(touch ran); `touch ran` | touch ran",
-    "glob": "*.jsonl",
-    "emoji": "🙂",
-}
-
-BROKEN: dict[str, Make] = _broken() | {
-    f"name: {kind}": (lambda folder, name=name: name) for kind, name in NAMES.items()
-}
+BROKEN: dict[str, Make] = _broken()

@@ -6,7 +6,8 @@ PLANS are changes to a study's plan by a path of keys.
 
 from typing import Any
 
-from broken_data import CONTROLS, HUGE, NAMES, RIGHT_TO_LEFT
+from broken_data import CONTROLS, HUGE, RIGHT_TO_LEFT
+from broken_places import NAMES
 
 NAN, INF = float("nan"), float("inf")
 BILLION_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -119,7 +120,7 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
             "model_init_kwargs": ["{", "nosuch", [1], {"nosuch_key": 1}],
             "lr_scheduler_kwargs": ["{", [1]],
             "datasets": ["a", [1], {"a": 1}, [{"nosuch": 1}], [{"path": "./nosuch"}], [{"path": 5}]],
-            "report_to": [5.5, {"a": 1}, "nosuch"],
+            "report_to": [{"a": 1}],
             "inject_noise": ["nosuch", ["a"], 5],
             "inject_rate": [0.5, "{"],
             "resume_from_checkpoint": ["./nosuch", ["a"], HUGE],

@@ -80,7 +80,7 @@ def _check_weights(name: str, option: str, patterns: tuple[str, ...]) -> None:
             try:
                 with safe_open(file, framework="pt"):
                     pass
-            except SafetensorError as error:
+            except (SafetensorError, OSError) as error:
                 raise ValueError(
                     f"{option}={name!r}: {file} is damaged ({error}). Save or download it again."
                 ) from error
@@ -169,11 +169,16 @@ def refuse_other_vocabulary(reference: ModelSource, policy: ModelSource) -> None
         )
 
 
-def _load_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy: str = "") -> Any:
-    """The adapter's own tokenizer, or else its base's; `told` says in errors what was asked for.
+def check_parts(args: Any, name: str, option: str = "model_name_or_path") -> None:
+    """Refuse a model's folder whose config or tokenizer cannot be read; `args.trust_remote_code` is read."""
+    told = f"{option}={name!r}"
+    _load_config(args, name, told)
+    with _refusing(f"{told}: no tokenizer can be loaded", "Save the model's tokenizer there."):
+        AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
 
-    The base's config is read first, which tells whether there is such a base, and whether it can be used.
-    """
+
+def _load_config(args: Any, base: str, told: str, remedy: str = "") -> Any:
+    """The model's config, which tells whether there is such a model, and whether it can be used."""
     missing = "cannot be used" if Path(base).exists() else "is neither a folder here nor can it be had from the hub"
     with _refusing(f"{told} {missing}", remedy):
         config = AutoConfig.from_pretrained(base, trust_remote_code=args.trust_remote_code)
@@ -183,6 +188,12 @@ def _load_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy
             f"{told} is a {other_task[0]}, which gives scores and no log-probabilities of answers. Give a causal "
             "language model."
         )
+    return config
+
+
+def _load_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy: str = "") -> Any:
+    """The adapter's own tokenizer, or else its base's; `told` says in errors what was asked for."""
+    config = _load_config(args, base, told, remedy)
     name = adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file() else base
     with _refusing(f"{told}: no tokenizer can be loaded from {name!r}", "Save the model's tokenizer there."):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)

@@ -28,7 +28,7 @@ from trl_capo.models import processes
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseCommandArguments
 from trl_capo.paths import output_folder
-from trl_capo.plain import print_error
+from trl_capo.plain import plain, print_error
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def _write(splits: DatasetDict, record: dict[str, Any], output: Path) -> None:
 def noise_table(done: Preparation) -> str:
     """A line a group and one for all pairs: pairs, noisy pairs and their share."""
     total = {"all pairs": (len(done.dataset), sum(done.dataset[IS_NOISY]))}
-    rows = [[done.group_column or "group", "pairs", "noisy", "%"]]
+    rows = [[plain(done.group_column or "group"), "pairs", "noisy", "%"]]
     for group, (pairs, noisy) in (*done.counts.items(), *total.items()):
-        rows.append([group, f"{pairs:,}", f"{noisy:,}", f"{100 * noisy / pairs:.1f}"])
+        rows.append([plain(group), f"{pairs:,}", f"{noisy:,}", f"{100 * noisy / pairs:.1f}"])
     width = max(_columns(row[0]) for row in rows)
     lines = [row[0] + " " * (width - _columns(row[0])) + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
     return "\n".join(lines)
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error("trl-capo noise", error)
         return 2
     print(noise_table(done))
-    print(f"Data set written to {args.output_dir}.")
+    print(plain(f"Data set written to {args.output_dir}."))
     return 0
 
 

@@ -9,7 +9,6 @@ one message and exit code 2, before a model is loaded; what fails while training
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -27,10 +26,10 @@ from trl_capo.config import CAPOConfig
 from trl_capo.data import load_mixture, load_preference_data, select_split
 from trl_capo.groups import find_groups
 from trl_capo.messages import get_logger
-from trl_capo.models import check_model_path
+from trl_capo.models import check_model_path, check_parts
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseArguments
-from trl_capo.paths import output_folder
+from trl_capo.paths import find_path, output_folder
 from trl_capo.plain import print_error
 from trl_capo.trainer import CAPOTrainer
 
@@ -58,6 +57,8 @@ def build_trainer(
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
     check_model_path(model_args.model_name_or_path)
+    if find_path(model_args.model_name_or_path) is not None:
+        check_parts(training_args, model_args.model_name_or_path)
     _check_resume(training_args)
     if dataset_args.datasets:
         if script_args.dataset_name:
@@ -126,7 +127,7 @@ def _check_resume(training_args: CAPOConfig) -> None:
     named = training_args.resume_from_checkpoint
     if isinstance(named, str) and named.lower() in ("true", "false"):
         training_args.resume_from_checkpoint = named.lower() == "true"
-    elif isinstance(named, str) and not Path(named).is_dir():
+    elif isinstance(named, str) and ((path := find_path(named)) is None or not path.is_dir()):
         raise ValueError(f"resume_from_checkpoint={named!r}: there is no such folder.")
 
 
@@ -147,9 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output, existed = None, True
     try:
         parsed = parse_alone(sys.argv[1:] if argv is None else argv, make_parser())
-        output = Path(parsed[1].output_dir)
+        output = output_folder(parsed[1].output_dir)
         existed = output.exists()
-        output_folder(output)
         trainer = build_trainer(*parsed)
     except Exception as error:  # of TRL's, Transformers' and PEFT's checks, and of the readers of models' files
         if not existed and output.is_dir() and not any(output.iterdir()):
