@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
-from broken_data import BROKEN, CHAT, GOOD, message
+from broken_data import BROKEN, CHAT, CONTROLS, GOOD, HUGE, message
 from broken_models import AS_LOADED, MODELS
 from broken_options import FILES, PLANS, VALUES
 from broken_places import NAMES, PLACES
@@ -21,7 +20,7 @@ from refusals import MAINS, refusal, write_yaml
 from study_data import plan, save_splits
 
 import trl_capo.data
-from trl_capo import train
+from trl_capo import cli, train
 from trl_capo.data import check_preference_data
 
 EACH_TIME = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -225,8 +224,23 @@ def test_any_config_file(tmp_path_factory, capfd, content):
         refusal(command, ["--config", str(folder / "any.yaml")], folder, capfd)
 
 
-def test_yaml_of_what_is_good_is_read_as_it_was_meant(good, tmp_path):
-    from trl_capo.yaml_files import read_yaml
+@pytest.mark.parametrize("command", MAINS)
+def test_the_whole_command_refuses_with_one_message(tmp_path, capfd, monkeypatch, command):
+    """As the installed command does, whose checks come before anything is launched."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text("nosuch: a\nnosuch: b\n")
+    assert cli.main([command, "--config", "bad.yaml"]) == 2
+    said = f"trl-capo {command}: error: config='bad.yaml' is not valid YAML: line 2, column 1: 'nosuch' comes twice.\n"
+    assert capfd.readouterr() == ("", said)
+    assert os.listdir() == ["bad.yaml"]
 
-    for options in good.values():
-        assert read_yaml(write_yaml(tmp_path, options)[1]) == yaml.safe_load(yaml.dump(options))
+
+@pytest.mark.parametrize(
+    "words", [[], ["nosuch"], [CONTROLS], [HUGE], ["train", "--num_processes", "many"], ["evaluate", "--nosuch", HUGE]]
+)
+def test_the_whole_command_refuses_wrong_words(capfd, words):
+    assert cli.main(words) == 2
+    message = capfd.readouterr().err
+    assert message.count("error: ") == 1
+    assert len(message) < 1000
+    assert all(letter.isprintable() or letter == "\n" for letter in message)

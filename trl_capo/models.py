@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from accelerate import PartialState
@@ -71,19 +73,24 @@ def check_model_path(name: str | None, option: str = "model_name_or_path") -> No
 
 
 def _check_weights(name: str, option: str, patterns: tuple[str, ...]) -> None:
-    """Refuse a folder without weights, or with a damaged file of them; only the files' headers are read."""
+    """Refuse a folder without weights, or with a damaged or unsafe file of them; no tensor is read."""
     files = _weights(name, patterns)
     if not files:
         raise ValueError(f"{option}={name!r} has no weights: no {' and no '.join(patterns)}.")
     for file in files:
-        if file.suffix == ".safetensors":
-            try:
+        try:
+            if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt"):
                     pass
-            except (SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"{option}={name!r}: {file} is damaged ({error}). Save or download it again."
-                ) from error
+            else:  # a pickle, of which nothing but tensors is read
+                torch.load(file, map_location="meta", weights_only=True, mmap=is_zipfile(file))
+        except UnpicklingError as error:
+            raise ValueError(
+                f"{option}={name!r}: {file} holds something other than weights, which could run code and is not "
+                "read. Save the model as safetensors."
+            ) from error
+        except (SafetensorError, OSError, RuntimeError, EOFError) as error:
+            raise ValueError(f"{option}={name!r}: {file} is damaged ({error}). Save or download it again.") from error
 
 
 def _adapter_folder(name: str, option: str) -> str | None:

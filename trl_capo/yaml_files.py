@@ -15,7 +15,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
         seen = set()
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        for key_node in (key for key in keys if key.tag != "tag:yaml.org,2002:merge"):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable):  # what is not is refused below, with its line
                 if key in seen:
