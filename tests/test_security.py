@@ -183,6 +183,6 @@ def test_files_are_written_below_the_output_folder_and_in_caches_only(tmp_path, 
     assert done.returncode == 0, done.stderr
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     written -= {str(path.relative_to(tmp_path)) for path in before}
-    caches = ("home/.cache/huggingface/", "home/.cache/matplotlib/", "home/.config/matplotlib/")
+    caches = ("home/.cache/huggingface/", "home/.cache/matplotlib/")
     assert {path for path in written if not path.startswith(("work/out/", *caches))} == set()
     assert any(path.startswith("work/out/") for path in written)
