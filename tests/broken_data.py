@@ -99,6 +99,7 @@ MESSAGES = {  # of a cell of messages
     "parts of no type": [message([{"text": "yes"}])],
     "parts of numbers": [message([1, 2])],
     "bare text between": [message(), "yes"],
+    "numbers beside a tool call": [message([1]) | {"tool_calls": [{"type": "function"}]}, message(2)],
 }
 BAD_LINES = {  # as the second of three lines
     "cut": '{"prompt": "a", "chosen": "b',

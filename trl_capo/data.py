@@ -48,7 +48,7 @@ def load_preference_data(name: str, *, config: str | None = None, streaming: boo
         raise FileNotFoundError(f"dataset_name={name!r}: no data found there; files of data end in {endings}.")
     try:
         if path is not None:
-            refuse_unsafe_lines(path)
+            refuse_unsafe_lines(path, _STREAM_ROWS if streaming else None)
         loaded = _load(path, name, config, streaming)
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise FileNotFoundError(f"dataset_name={name!r}: no data found there: {error}") from error
@@ -217,16 +217,20 @@ def _is_text(value: str) -> bool:
 
 def _texts(messages: list[Mapping[str, Any]]) -> Iterator[str]:
     for content in (message["content"] for message in messages):
-        parts = [part.get("text") for part in content] if isinstance(content, list) else [content]
+        parts = [part["text"] for part in content if "text" in part] if _is_parts(content) else [content]
         yield from (text for text in parts if isinstance(text, str))
 
 
 def _is_content(value: Any) -> bool:
     """Whether it is text, or parts that say what they are; those of text have some."""
-    if not isinstance(value, list):
+    if not _is_parts(value):
         return isinstance(value, str)
-    typed = all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in value)
-    return typed and all(isinstance(part.get("text"), str) for part in value if part["type"] == "text")
+    return all(isinstance(part.get("text"), str) for part in value if part["type"] == "text")
+
+
+def _is_parts(value: Any) -> bool:
+    parts = value if isinstance(value, list) else [None]
+    return all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in parts)
 
 
 def _row_warnings(row: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import lzma
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,18 @@ def builder_of(path: Path) -> str | None:
     return BUILDERS.get(suffixes[-1]) if suffixes else None
 
 
-def refuse_unsafe_lines(path: Path) -> None:
+def refuse_unsafe_lines(path: Path, most: int | None = None) -> None:
     """Raise ValueError for JSON of a file or folder that pyarrow would not survive, or take although it is no text.
 
     pyarrow 26 ends the process with a segmentation fault where a block of lines, or a list, starts with null, and
     looks at no bytes of a string.
+
+    Args:
+        path: of the file or folder.
+        most: how many lines of a file are looked at; None for all.
     """
     for file in _text_files(path):
-        for number, line in _lines(file) if builder_of(file) == "json" else ():
+        for number, line in islice(_lines(file), most) if builder_of(file) == "json" else ():
             entry = b"".join(line[:16].removeprefix(BOM_UTF8).split())
             problem = _text_problem(line)
             if entry == b"null" or entry.startswith((b"null,", b"[null,", b"[null]")):

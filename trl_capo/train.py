@@ -127,8 +127,11 @@ def _check_resume(training_args: CAPOConfig) -> None:
     named = training_args.resume_from_checkpoint
     if isinstance(named, str) and named.lower() in ("true", "false"):
         training_args.resume_from_checkpoint = named.lower() == "true"
-    elif isinstance(named, str) and ((path := find_path(named)) is None or not path.is_dir()):
-        raise ValueError(f"resume_from_checkpoint={named!r}: there is no such folder.")
+    elif isinstance(named, str):
+        path = find_path(named)
+        if path is None or not path.is_dir():
+            raise ValueError(f"resume_from_checkpoint={named!r}: there is no such folder.")
+        training_args.resume_from_checkpoint = str(path)
 
 
 def train(trainer: CAPOTrainer, *, dataset_name: str | None = None) -> None:
@@ -155,7 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not existed and output.is_dir() and not any(output.iterdir()):
             output.rmdir()  # the trainer had made it when it failed
         if not isinstance(error, ValueError | NotImplementedError | OSError | ImportError | SafetensorError):
-            error = RuntimeError(f"the trainer cannot be built: {type(error).__name__}: {error}")
+            error = RuntimeError(
+                f"the trainer cannot be built: {type(error).__name__}: {error}\nWhere it happens, "
+                "trl_capo.train.build_trainer says from Python."
+            )
         if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake
             print_error("trl-capo train", error)
         return 2
