@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
-    ["losses", "agreement", "baselines", "metrics", "statistics", "fonts", "messages", "frozen", "citation"],
+    ["losses", "agreement", "baselines", "metrics", "statistics", "fonts", "plain", "frozen", "citation"],
+    ["messages", "paths", "data_files", "value_types", "yaml_files"],
     ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments", "checkpoints", "termination"],
     ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "seam", "scoring", "models"],
     ["recorder", "resuming", "loading", "tables", "report"],

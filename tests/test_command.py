@@ -203,7 +203,7 @@ BAD_ROWS = {
     "lists": ([{**GOOD, "chosen": ["x"], "rejected": ["y"]}] * 2, ["chosen", "rejected", "list", "row 0, 1"]),
     "columns of two formats": ([{**CHAT, "prompt": "a"}], ["prompt", "chosen", "format", "row 0"]),
     "rows of two formats": ([GOOD, CHAT], ["format", "row"]),
-    "broken line": ("{broken\n", ["bad.jsonl", "row 1"]),
+    "broken line": ("{broken\n", ["bad.jsonl, line 2"]),
     "empty file": ([], ["bad.jsonl"]),
 }
 

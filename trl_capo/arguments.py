@@ -1,16 +1,68 @@
-"""Command lines and YAML files, read as TRL reads them; what is wrong with them, in one sentence."""
+"""Command lines and YAML files, read as TRL reads them; what is wrong with them, in one sentence each."""
 
 import argparse
 import difflib
+import json
+import os
 from collections.abc import Sequence, Set
+from enum import Enum
+from functools import partial
+from inspect import isclass
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-import yaml
 from accelerate.commands.launch import launch_command_parser
 from trl import TrlParser
 
+from trl_capo.value_types import fits, type_problems
+from trl_capo.yaml_files import read_yaml
 
-def parse(argv: Sequence[str], parser: TrlParser) -> tuple[tuple, list[str], list[str]]:
+
+def _raise(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+class Parser(TrlParser):
+    """TRL's parser, which raises ValueError where it would print its usage and exit, and names the option at fault.
+
+    Options that are one of several names, or JSON, are looked at as they are read: their own checks come later and do
+    not say which option they are of.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
+        for action in self._actions:
+            kinds = get_args(self.hints.get(action.dest))
+            enumeration = next((kind for kind in kinds if isclass(kind) and issubclass(kind, Enum)), None)
+            if enumeration is not None and str in kinds:
+                action.type = partial(_one_of, enumeration)
+            elif str in kinds and any(dict in (kind, get_origin(kind)) for kind in kinds):
+                action.type = _text_or_json
+
+    def error(self, message: str) -> NoReturn:
+        _raise(message)
+
+
+def _one_of(enumeration: type[Enum], text: str) -> str:
+    try:
+        return enumeration(text).value
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _text_or_json(text: str) -> str:
+    if text.startswith("{"):
+        try:
+            json.loads(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON: {error}") from error
+    return text
+
+
+def parse(argv: Sequence[str], parser: Parser) -> tuple[tuple, list[str], list[str]]:
     """Parse arguments and their `--config` YAML file, whose values the arguments override.
+
+    Its section `env` is set as environment variables.
 
     Returns:
         One object per dataclass of the parser, and the words that it does not know: from the YAML, and from `argv`.
@@ -22,16 +74,54 @@ def parse(argv: Sequence[str], parser: TrlParser) -> tuple[tuple, list[str], lis
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if argv.count("--config") > 1 or argv[-1:] == ["--config"]:
         raise ValueError("--config takes the path of one YAML file")
+    from_yaml = []
+    if "--config" in argv:
+        place = argv.index("--config")
+        config = read_yaml(argv[place + 1])
+        argv = argv[:place] + argv[place + 2 :]
+        _set_environment(config.pop("env", {}))
+        from_yaml = parser.set_defaults_with_config(**_typed(config, parser))
     try:
-        *parsed, from_yaml, from_argv = parser.parse_args_and_config(
-            argv, return_remaining_strings=True, separate_remaining_strings=True
-        )
-    except yaml.YAMLError as error:
-        raise ValueError(f"the config file is not valid YAML: {error}") from error
+        *parsed, from_argv = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of the options' own checks: of TRL's, Transformers' or Accelerate's
+        raise ValueError(f"the options cannot be used: {type(error).__name__}: {error}") from error
     return tuple(parsed), from_yaml, from_argv
 
 
-def parse_alone(argv: Sequence[str], parser: TrlParser) -> tuple:
+def _set_environment(variables: Any) -> None:
+    try:
+        os.environ.update({name: str(value) for name, value in variables.items()})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"env={variables!r}: it must map names of environment variables to values.") from error
+
+
+_SPOKEN = ("", [""], 0, 0.5, True)
+"""Examples of what text can stand for, on a command line and in YAML."""
+
+
+def _typed(config: dict[str, Any], parser: Parser) -> dict[str, Any]:
+    """The values of a YAML file as the parser's dataclasses declare them; all that are of another type in one error.
+
+    Text is left to the parser, as on a command line; a number where text is meant becomes text.
+    """
+    numbers = [
+        name
+        for name, value in config.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name in parser.hints
+        if not fits(value, parser.hints[name]) and fits("", parser.hints[name])
+    ]
+    config = config | {name: str(config[name]) for name in numbers}
+    readable = [name for name, hint in parser.hints.items() if any(fits(value, hint) for value in _SPOKEN)]
+    left = {name: value for name, value in config.items() if not (isinstance(value, str) and name in readable)}
+    problems = type_problems(left, parser.hints)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return config
+
+
+def parse_alone(argv: Sequence[str], parser: Parser) -> tuple:
     """Parse for a process that `accelerate launch` has started: its options may stand in the YAML file only.
 
     Raises:
@@ -43,12 +133,19 @@ def parse_alone(argv: Sequence[str], parser: TrlParser) -> tuple:
     return parsed
 
 
+def launch_parser() -> argparse.ArgumentParser:
+    """The parser of `accelerate launch`, which raises ValueError as ours does."""
+    parser = launch_command_parser()
+    parser.error = _raise
+    return parser
+
+
 def launch_options() -> set[str]:
     """The options of `accelerate launch`, and TRL's name for a set of them."""
     return _options(launch_command_parser()) | {"--accelerate_config"}
 
 
-def refuse_unknown(words: Sequence[str], parser: TrlParser, others: Set[str] = frozenset()) -> None:
+def refuse_unknown(words: Sequence[str], parser: Parser, others: Set[str] = frozenset()) -> None:
     """Refuse the options that the parser left over, but for `others`."""
     given = [word.split("=", 1)[0] for word in words if word.startswith("--")]
     unknown = [option for option in given if option not in others]

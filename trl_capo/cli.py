@@ -13,6 +13,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from typing import NoReturn
+
+from trl_capo.plain import print_error
 
 LAUNCHED = {
     "train": "train with CAPO; takes the arguments and YAML files of `trl dpo`",
@@ -24,19 +27,30 @@ DIRECT = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """As `trl_capo.arguments.Parser`, without TRL."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 2 a mistake in what was asked, else the started command's own.
 
     A training that SIGTERM stopped, and that saved a checkpoint, ends with 143.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="trl-capo", description="Confidence-aware preference optimization (CAPO) for TRL.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, purpose in (LAUNCHED | DIRECT).items():
         commands.add_parser(name, help=purpose, add_help=False)
-    command = parser.parse_known_args(argv)[0].command
+    try:
+        command = parser.parse_known_args(argv)[0].command
+    except ValueError as error:
+        print_error("trl-capo", error)
+        return 2
     arguments = argv[argv.index(command) + 1 :]
     if command in DIRECT:
         return import_module(f"trl_capo.{command}_command").main(arguments)
@@ -45,29 +59,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _launch(command: str, arguments: list[str]) -> int:
     """Check the arguments, then run the command's module through `accelerate launch`."""
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
-    from trl_capo.arguments import launch_options, parse, refuse_unknown, without
+    from trl_capo.arguments import launch_options, launch_parser, parse, refuse_unknown, without
 
     parser = import_module(f"trl_capo.{command}").make_parser()
     try:
         _, from_yaml, from_argv = parse(arguments, parser)
         refuse_unknown(from_yaml + from_argv, parser, launch_options())
         launch_arguments = resolve_accelerate_config_argument(from_yaml + from_argv)
-    except (ValueError, OSError) as error:
-        print(f"trl-capo {command}: error: {error}", file=sys.stderr)
-        return 2
-    _prepare_single_cpu_process(launch_arguments)
-    words = [*launch_arguments, "--module", f"trl_capo.{command}", *without(arguments, from_argv)]
-    try:
+        _prepare_single_cpu_process(launch_arguments)
+        words = [*launch_arguments, "--module", f"trl_capo.{command}", *without(arguments, from_argv)]
         with _passing_on_sigterm():
-            launch_command(launch_command_parser().parse_args(words))
+            launch_command(launch_parser().parse_args(words))
     except subprocess.CalledProcessError as error:  # the command has said what was wrong
         return _exit_code(error.returncode)
     except ChildFailedError as error:
         return _exit_code(error.get_first_failure()[1].exitcode)
+    except (ValueError, OSError) as error:
+        print_error(f"trl-capo {command}", error)
+        return 2
     return 0
 
 

@@ -6,6 +6,7 @@ refused here, all problems at once, before a model is loaded.
 
 import contextlib
 import math
+import sys
 from dataclasses import dataclass, field
 
 from trl import DPOConfig
@@ -13,6 +14,19 @@ from trl import DPOConfig
 from trl_capo.groups import parse_group_column
 from trl_capo.losses import F_DIVERGENCES
 
+_MOST = sys.float_info.max
+_RANGES = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, _MOST)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "num_train_epochs", "eval_delay"), (0, _MOST)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "save_total_limit", "adam_epsilon"), (0, _MOST)),
+    **dict.fromkeys(("dataloader_num_workers", "label_smoothing", "neftune_noise_alpha"), (0, _MOST)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, math.nextafter(1, 0))),
+    "gradient_accumulation_steps": (1, _MOST),
+    "max_grad_norm": (0, math.inf),
+    "max_length": (2, _MOST),
+    "seed": (0, 2**32 - 1),
+}
+"""The least and the most that options of TRL and Transformers can be, which do not check it themselves."""
 _SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
@@ -111,6 +125,15 @@ def _range_problems(args: CAPOConfig) -> list[str]:
         problems.append(
             f"f_alpha_divergence_coef={args.f_alpha_divergence_coef!r}: give a number; 0.5 is TRL's default."
         )
+    for name, (least, most) in _RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            above = "" if most == _MOST else f" to {most:.10g}"
+            problems.append(f"{name}={value!r}: give a number from {least}{above}, and not nan or inf.")
+    if args.loss_weights is not None and not all(map(_is_number, args.loss_weights)):
+        problems.append(f"loss_weights={args.loss_weights!r}: give finite numbers.")
+    if args.truncation_mode not in ("keep_start", "keep_end"):
+        problems.append(f"truncation_mode={args.truncation_mode!r}: choose 'keep_start' or 'keep_end'.")
     if args.group_column is not None and not isinstance(args.group_column, str):
         problems.append(f"group_column={args.group_column!r}: give a column's name, 'auto', or None for no groups.")
     if args.f_divergence_type not in F_DIVERGENCES:

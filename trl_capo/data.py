@@ -11,13 +11,15 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
+from trl import DatasetMixtureConfig, get_dataset
 
+from trl_capo.data_files import BUILDERS, builder_of, first_problem, refuse_unsafe_lines
 from trl_capo.messages import get_logger
+from trl_capo.paths import can_be_on_hub, find_path
 
 logger = get_logger(__name__)
 
-_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-_COMPRESSED = {".gz", ".xz", ".bz2", ".zst"}
+_NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be greater than 0, got 0")
 _STREAM_ROWS = 100
 _SHOWN_ROWS = 5
 
@@ -38,34 +40,49 @@ def load_preference_data(name: str, *, config: str | None = None, streaming: boo
         FileNotFoundError: nothing is there.
         ValueError: it is there and cannot be read as preference data.
     """
-    path = Path(name).expanduser()
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or _builder(path) is not None):
-        raise FileNotFoundError(f"dataset_name={name!r}: there is no such file or folder.")
-    if path.is_file() and _builder(path) is None:
-        raise ValueError(f"dataset_name={name!r}: a file must be one of {', '.join(_BUILDERS)}.")
+    path = find_path(name)
+    if path is None and (builder_of(Path(name)) or not can_be_on_hub(name.removeprefix("hf://datasets/"))):
+        raise FileNotFoundError(f"dataset_name={name!r}: there is no such file or folder, and none on the hub.")
+    if path is not None and not path.is_dir() and not (path.is_file() and builder_of(path)):
+        endings = ", ".join(BUILDERS)
+        raise FileNotFoundError(f"dataset_name={name!r}: no data found there; files of data end in {endings}.")
     try:
+        if path is not None:
+            refuse_unsafe_lines(path, _STREAM_ROWS if streaming else None)
         loaded = _load(path, name, config, streaming)
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise FileNotFoundError(f"dataset_name={name!r}: no data found there: {error}") from error
     except Exception as error:  # every reader of every format has its own errors
         cause = error.__cause__ or error
-        if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
+        if isinstance(cause, StopIteration) or any(words in str(cause) for words in _NO_ROWS):
             raise ValueError(f"dataset_name={name!r} has no rows.") from error
-        raise ValueError(f"dataset_name={name!r} cannot be read: {type(cause).__name__}: {cause}") from error
+        reason = None if path is None else first_problem(path)
+        reason = reason or f"{type(cause).__name__}: {cause}"
+        raise ValueError(f"dataset_name={name!r} cannot be read: {reason}") from error
     return loaded if isinstance(loaded, Mapping) else DatasetDict(train=loaded)
 
 
-def _builder(path: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
-    return _BUILDERS.get(suffixes[-1]) if suffixes else None
-
-
-def _load(path: Path, name: str, config: str | None, streaming: bool) -> Any:
+def _load(path: Path | None, name: str, config: str | None, streaming: bool) -> Any:
+    if path is None:
+        return load_dataset(name, name=config, streaming=streaming)
     if path.is_file():
-        return load_dataset(_builder(path), data_files=str(path), streaming=streaming)
+        return load_dataset(builder_of(path), data_files=str(path), streaming=streaming)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return load_from_disk(str(path))
-    return load_dataset(str(path) if path.is_dir() else name, name=config, streaming=streaming)
+    return load_dataset(str(path), name=config, streaming=streaming)
+
+
+def load_mixture(args: DatasetMixtureConfig) -> DatasetDict:
+    """Load TRL's mixture of data sets.
+
+    Raises:
+        ValueError: one of them cannot be read.
+    """
+    try:
+        return get_dataset(args)
+    except Exception as error:  # as above
+        parts = ", ".join(repr(part.path) for part in args.datasets)
+        raise ValueError(f"datasets: {parts} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def select_split(splits: Mapping[str, Any], split: str, option: str) -> Any:
@@ -89,7 +106,10 @@ def refuse_unusable(**datasets: Dataset | IterableDataset | Mapping[str, Any] | 
     """As `check_preference_data`, and returns the warnings."""
     problems, warnings = [], []
     for name, dataset in _named(datasets):
-        found, odd = _examine(dataset)
+        try:
+            found, odd = _examine(dataset)
+        except Exception as error:  # of the reader of a stream, or of text that is none
+            found, odd = [f"its rows cannot be read: {type(error).__name__}: {error.__cause__ or error}"], []
         problems += [f"{name}: {problem}" for problem in found]
         warnings += [f"{name}: {warning}" for warning in odd]
     if problems:
@@ -167,16 +187,50 @@ def _format(value: str | list) -> str:
 
 def _cell_problem(value: Any) -> str | None:
     if isinstance(value, str):
-        return None
+        return None if _is_text(value) else _HALF
     if value is None:
         return "is null"
     if not isinstance(value, list):
         return f"is {type(value).__name__}, not text or a list of messages,"
+    if not value:
+        return "is a list without messages"
     if not all(isinstance(message, Mapping) and message.get("role") and "content" in message for message in value):
         return "is a list, but not of messages with `role` and `content`,"
-    if any(not isinstance(message["content"], str | list) and not message.get("tool_calls") for message in value):
-        return "has a message whose `content` is not text"
-    return None
+    if not all(isinstance(message["role"], str) for message in value):
+        return "has a message whose `role` is not text"
+    if not all(_is_content(message["content"]) or message.get("tool_calls") for message in value):
+        return "has a message whose `content` is not text, or parts with a `type`,"
+    return None if all(map(_is_text, _texts(value))) else _HALF
+
+
+_HALF = "has half of a surrogate pair, which is no character,"
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be encoded: tokenizers take nothing else."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _texts(messages: list[Mapping[str, Any]]) -> Iterator[str]:
+    for content in (message["content"] for message in messages):
+        parts = [part["text"] for part in content if "text" in part] if _is_parts(content) else [content]
+        yield from (text for text in parts if isinstance(text, str))
+
+
+def _is_content(value: Any) -> bool:
+    """Whether it is text, or parts that say what they are; those of text have some."""
+    if not _is_parts(value):
+        return isinstance(value, str)
+    return all(isinstance(part.get("text"), str) for part in value if part["type"] == "text")
+
+
+def _is_parts(value: Any) -> bool:
+    parts = value if isinstance(value, list) else [None]
+    return all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in parts)
 
 
 def _row_warnings(row: Mapping[str, Any]) -> list[str]:

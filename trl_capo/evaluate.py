@@ -12,22 +12,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain, compress, count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate.utils.memory import clear_device_cache
 from tqdm import tqdm
-from trl import TrlParser
 
 from trl_capo import __version__
-from trl_capo.arguments import parse_alone
+from trl_capo.arguments import Parser, parse_alone
 from trl_capo.data import check_preference_data, load_preference_data, select_split
 from trl_capo.evaluate_arguments import EvaluateArguments
 from trl_capo.groups import find_groups
 from trl_capo.loading import load_model
 from trl_capo.messages import get_logger
 from trl_capo.models import ModelSource, find_model, processes, refuse_other_vocabulary
+from trl_capo.paths import output_folder
+from trl_capo.plain import print_error
 from trl_capo.report import check_available, check_output, print_evaluation, write_evaluation
 from trl_capo.scoring import TokenisedPair, completion_log_probs, tokenise_all
 from trl_capo.statistics import model_differences, model_figures
@@ -194,9 +194,9 @@ class _Scorer:
         return log_probs, lengths
 
 
-def make_parser() -> TrlParser:
+def make_parser() -> Parser:
     usage = "trl-capo evaluate [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
-    return TrlParser((EvaluateArguments,), prog="trl-capo evaluate", usage=usage)
+    return Parser((EvaluateArguments,), prog="trl-capo evaluate", usage=usage)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         (args,) = parse_alone(sys.argv[1:] if argv is None else argv, make_parser())
         check_available()
-        folder = None if args.output_dir is None else Path(args.output_dir)
+        folder = output_folder(args.output_dir) if args.output_dir else None
         if folder is not None:
             check_output(folder)
         evaluation = evaluate(args)
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     print(remark)
     except (ValueError, NotImplementedError, OSError, ImportError) as error:
         if processes().is_main_process:
-            print(f"trl-capo evaluate: error: {error}", file=sys.stderr)
+            print_error("trl-capo evaluate", error)
         return 2
     processes().destroy_process_group()
     return 0

@@ -73,6 +73,8 @@ class EvaluateArguments:
             problems.append(f"max_length={self.max_length}: give 2 or more, or none.")
         if self.dtype not in DTYPES:
             problems.append(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}.")
+        if self.seed < 0:
+            problems.append(f"seed={self.seed}: give 0 or more.")
         if self.output_dir == "":
             problems.append("output_dir is empty: give a folder, or leave it out.")
         if self.load_in_4bit and find_spec("bitsandbytes") is None:

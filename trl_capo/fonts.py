@@ -10,9 +10,13 @@ INVISIBLE = ("Cc", "Cf", "Zs")  # control and joining characters, spaces: no fon
 
 
 def one_line(name: str) -> str:
-    """The name with its control characters, such as tabs and line breaks, written as escapes."""
-    breaking = ("Cc", "Zl", "Zp")
-    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in breaking else letter for letter in name)
+    """The name with its control characters, such as tabs, line breaks and turns of direction, written as escapes."""
+    return "".join(repr(letter)[1:-1] if _breaks(letter) else letter for letter in name)
+
+
+def _breaks(letter: str) -> bool:
+    turns = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return unicodedata.category(letter) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(letter) in turns
 
 
 def choose_fonts(names: Iterable[str]) -> tuple[list[str], set[str]]:

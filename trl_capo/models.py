@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from accelerate import PartialState
@@ -18,6 +20,8 @@ from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import find_adapter_config_file
+
+from trl_capo.paths import can_be_on_hub, find_path
 
 MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin")
 ADAPTER_FILES = ("adapter_model*.safetensors", "adapter_model*.bin")
@@ -50,42 +54,49 @@ def _refusing(what: str, remedy: str = "") -> Iterator[None]:
 
 def _weights(name: str, patterns: tuple[str, ...]) -> list[Path]:
     """The files of weights in the folder of that name."""
-    return [file for pattern in patterns for file in sorted(Path(name).expanduser().glob(pattern))]
+    folder = find_path(name)
+    return [] if folder is None else [file for pattern in patterns for file in sorted(folder.glob(pattern))]
 
 
 def check_model_path(name: str | None, option: str = "model_name_or_path") -> None:
     """Refuse a name that is plainly neither a hub name nor a model's folder, before anything is loaded."""
     if not name:
         raise ValueError(f"{option} is missing: give a hub name or the folder of a model.")
-    path = Path(name).expanduser()
-    if path.exists() and not (path / "config.json").is_file():
+    path = find_path(name)
+    if path is None:
+        if not can_be_on_hub(name):
+            raise ValueError(f"{option}={name!r}: there is no such folder, and none on the hub.")
+    elif not (path / "config.json").is_file():
         raise ValueError(f"{option}={name!r} is not a model: it has no config.json.")
-    if path.exists():
+    else:
         _check_weights(name, option, MODEL_FILES)
-    elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ValueError(f"{option}={name!r}: there is no such folder.")
 
 
 def _check_weights(name: str, option: str, patterns: tuple[str, ...]) -> None:
-    """Refuse a folder without weights, or with a damaged file of them; only the files' headers are read."""
+    """Refuse a folder without weights, or with a damaged or unsafe file of them; no tensor is read."""
     files = _weights(name, patterns)
     if not files:
         raise ValueError(f"{option}={name!r} has no weights: no {' and no '.join(patterns)}.")
     for file in files:
-        if file.suffix == ".safetensors":
-            try:
+        try:
+            if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt"):
                     pass
-            except SafetensorError as error:
-                raise ValueError(
-                    f"{option}={name!r}: {file} is damaged ({error}). Save or download it again."
-                ) from error
+            else:  # a pickle, of which nothing but tensors is read
+                torch.load(file, map_location="meta", weights_only=True, mmap=is_zipfile(file))
+        except UnpicklingError as error:
+            raise ValueError(
+                f"{option}={name!r}: {file} holds something other than weights, which could run code and is not "
+                "read. Save the model as safetensors."
+            ) from error
+        except (SafetensorError, OSError, RuntimeError, EOFError) as error:
+            raise ValueError(f"{option}={name!r}: {file} is damaged ({error}). Save or download it again.") from error
 
 
 def _adapter_folder(name: str, option: str) -> str | None:
     """The folder of the PEFT adapter of that name, downloaded if it is on the hub; None if it is not an adapter's."""
     folder = name
-    if not Path(name).exists():
+    if find_path(name) is None:
         check_model_path(name, option)
         if find_adapter_config_file(name) is None:
             return None
@@ -165,11 +176,16 @@ def refuse_other_vocabulary(reference: ModelSource, policy: ModelSource) -> None
         )
 
 
-def _load_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy: str = "") -> Any:
-    """The adapter's own tokenizer, or else its base's; `told` says in errors what was asked for.
+def check_parts(args: Any, name: str, option: str = "model_name_or_path") -> None:
+    """Refuse a model's folder whose config or tokenizer cannot be read; `args.trust_remote_code` is read."""
+    told = f"{option}={name!r}"
+    _load_config(args, name, told)
+    with _refusing(f"{told}: no tokenizer can be loaded", "Save the model's tokenizer there."):
+        AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
 
-    The base's config is read first, which tells whether there is such a base, and whether it can be used.
-    """
+
+def _load_config(args: Any, base: str, told: str, remedy: str = "") -> Any:
+    """The model's config, which tells whether there is such a model, and whether it can be used."""
     missing = "cannot be used" if Path(base).exists() else "is neither a folder here nor can it be had from the hub"
     with _refusing(f"{told} {missing}", remedy):
         config = AutoConfig.from_pretrained(base, trust_remote_code=args.trust_remote_code)
@@ -179,6 +195,12 @@ def _load_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy
             f"{told} is a {other_task[0]}, which gives scores and no log-probabilities of answers. Give a causal "
             "language model."
         )
+    return config
+
+
+def _load_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy: str = "") -> Any:
+    """The adapter's own tokenizer, or else its base's; `told` says in errors what was asked for."""
+    config = _load_config(args, base, told, remedy)
     name = adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file() else base
     with _refusing(f"{told}: no tokenizer can be loaded from {name!r}", "Save the model's tokenizer there."):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)

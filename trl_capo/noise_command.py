@@ -19,15 +19,16 @@ from typing import Any
 from unicodedata import combining, east_asian_width
 
 from datasets import Dataset, DatasetDict
-from trl import TrlParser
 
 from trl_capo import __version__
-from trl_capo.arguments import parse, refuse_unknown
+from trl_capo.arguments import Parser, parse, refuse_unknown
 from trl_capo.data import check_preference_data, load_preference_data, select_split
 from trl_capo.groups import find_groups
 from trl_capo.models import processes
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseCommandArguments
+from trl_capo.paths import output_folder
+from trl_capo.plain import plain, print_error
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def prepare(args: NoiseCommandArguments) -> Preparation:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
     args.check()
-    output = Path(args.output_dir).expanduser().resolve()
+    output = output_folder(args.output_dir).resolve()
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise ValueError(f"output_dir={args.output_dir!r} is there already. Choose another folder, or remove it.")
     processes()
@@ -85,9 +86,9 @@ def _write(splits: DatasetDict, record: dict[str, Any], output: Path) -> None:
 def noise_table(done: Preparation) -> str:
     """A line a group and one for all pairs: pairs, noisy pairs and their share."""
     total = {"all pairs": (len(done.dataset), sum(done.dataset[IS_NOISY]))}
-    rows = [[done.group_column or "group", "pairs", "noisy", "%"]]
+    rows = [[plain(done.group_column or "group"), "pairs", "noisy", "%"]]
     for group, (pairs, noisy) in (*done.counts.items(), *total.items()):
-        rows.append([group, f"{pairs:,}", f"{noisy:,}", f"{100 * noisy / pairs:.1f}"])
+        rows.append([plain(group), f"{pairs:,}", f"{noisy:,}", f"{100 * noisy / pairs:.1f}"])
     width = max(_columns(row[0]) for row in rows)
     lines = [row[0] + " " * (width - _columns(row[0])) + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
     return "\n".join(lines)
@@ -99,9 +100,9 @@ def _columns(text: str) -> int:
     return sum(2 if east_asian_width(character) in "WF" else 1 for character in shown)
 
 
-def make_parser() -> TrlParser:
+def make_parser() -> Parser:
     usage = "trl-capo noise [--config FILE.yaml] [--OPTION VALUE ...]"
-    return TrlParser((NoiseCommandArguments,), prog="trl-capo noise", usage=usage)
+    return Parser((NoiseCommandArguments,), prog="trl-capo noise", usage=usage)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,10 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_unknown(from_yaml + from_argv, parser)
         done = prepare(args)
     except (ValueError, OSError) as error:
-        print(f"trl-capo noise: error: {error}", file=sys.stderr)
+        print_error("trl-capo noise", error)
         return 2
     print(noise_table(done))
-    print(f"Data set written to {args.output_dir}.")
+    print(plain(f"Data set written to {args.output_dir}."))
     return 0
 
 

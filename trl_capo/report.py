@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trl_capo.fonts import one_line
+from trl_capo.paths import output_folder
 from trl_capo.plots import plot_evaluation
 from trl_capo.tables import Table, count_pairs, evaluation_tables, notes
 
@@ -29,16 +30,10 @@ def check_available() -> None:
 
 def check_output(folder: Path) -> None:
     """Raise ValueError where the files could not be written into the folder; nothing is made."""
-    place = next(path for path in (folder, *folder.parents) if path.exists())
+    output_folder(folder)
     blocked = [folder / name for name in FILES if (folder / name).is_dir()]
     if blocked:
         raise ValueError(f"output_dir={str(folder)!r}: {blocked[0]} is a folder. Give another output_dir.")
-    try:
-        tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        raise ValueError(
-            f"output_dir={str(folder)!r}: {place} cannot be written to ({error.strerror}). Give another output_dir."
-        ) from error
 
 
 def print_evaluation(figures: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from trl_capo.models import check_model_path
+from trl_capo.paths import output_folder
 from trl_capo.study_config import PREPARATION, Run, StudyConfig
 from trl_capo.study_data import check_runs
 from trl_capo.study_report import write_report
@@ -38,7 +39,8 @@ def study(config: StudyConfig, jobs: int = 1) -> Path:
         ValueError, OSError: something does not fit, or the folder holds another study; the message is for the user.
         RunFailed: a run failed; what is done stays done.
     """
-    folder = Path(config.output_dir)
+    folder = output_folder(config.output_dir)
+    config.output_dir = str(folder)
     check_model_path(config.model_name_or_path)
     _check_folder(config, folder)
     check_runs(config, folder)

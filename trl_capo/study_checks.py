@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from numbers import Real
-from typing import Any
+from typing import Any, get_type_hints
 
 from trl_capo.config import CAPOConfig
 from trl_capo.draws import check_rate
 from trl_capo.noise import KINDS
 from trl_capo.study_methods import METHODS
+from trl_capo.value_types import type_problems
 
 TRUE_RATE = "true_rate"
 """As the value of a method's option: the share of pairs that the run's noise has changed."""
@@ -57,6 +57,8 @@ def _training_problems(config: Any) -> Iterator[str]:
     yield from (f"training: {problem}" for problem in _option_problems(config.training, ()))
     if not _is_whole(config.training.get("per_device_train_batch_size"), 1):
         yield "training: it needs per_device_train_batch_size, a whole number, by which the steps are counted."
+    if not _is_whole(config.training.get("gradient_accumulation_steps", 1), 1):
+        yield "training: gradient_accumulation_steps must be a whole number, 1 or more."
     layers = (config.lora or {}).get("layers_to_transform")
     if config.remember_frozen_layers and not (layers and isinstance(layers, list)):
         yield (
@@ -71,7 +73,7 @@ def _method_problems(config: Any) -> Iterator[str]:
             yield f"methods: {label}: {options!r} must map options to values."
             continue
         kind = options.get("method", label)
-        if kind not in METHODS:
+        if not isinstance(kind, str) or kind not in METHODS:
             yield f"methods: {label}: there is no method {kind!r}. Choose one of {', '.join(METHODS)}."
             continue
         problems = _option_problems(options, ("method", *METHODS[kind].own))
@@ -81,7 +83,9 @@ def _method_problems(config: Any) -> Iterator[str]:
 
 
 def _option_problems(options: Mapping[str, Any], own: tuple[str, ...]) -> Iterator[str]:
-    known = {field.name for field in fields(CAPOConfig)}
+    known = get_type_hints(CAPOConfig)
+    given = {name: value for name, value in options.items() if value != TRUE_RATE}
+    yield from type_problems(given, known | dict.fromkeys(own, float | str))
     for name in options:
         if name in DECIDED:
             yield f"{name} cannot stand there: the plan gives it for every run."

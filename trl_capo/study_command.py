@@ -1,6 +1,5 @@
 """The command `trl-capo study`: its options, and what it says. docs/study.md explains the plan's file."""
 
-import argparse
 import os
 import sys
 import time
@@ -9,6 +8,8 @@ from collections.abc import Sequence
 import psutil
 import torch
 
+from trl_capo.arguments import Parser
+from trl_capo.plain import print_error
 from trl_capo.report import check_available
 from trl_capo.study import RunFailed, study
 from trl_capo.study_config import read_study
@@ -16,7 +17,7 @@ from trl_capo.study_config import read_study
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trl-capo study",
         description="Compare methods under noise: a grid of runs, a table, a report and plots. See docs/study.md.",
         allow_abbrev=False,
@@ -24,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, metavar="FILE.yaml", help="the study's plan")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; one for each GPU")
     parser.add_argument("--output_dir", help="the study's folder, in place of the file's")
-    arguments = parser.parse_args(argv)
     started = time.monotonic()
     try:
+        arguments = parser.parse_args(argv)
         if arguments.jobs < 1:
             raise ValueError(f"--jobs={arguments.jobs}: at least one run must be made at a time.")
         check_available()
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // arguments.jobs)))
         folder = study(read_study(arguments.config, {"output_dir": arguments.output_dir}), arguments.jobs)
     except (ValueError, OSError, RunFailed) as error:
-        print(f"trl-capo study: error: {error}", file=sys.stderr)
+        print_error("trl-capo study", error)
         return 1 if isinstance(error, RunFailed) else 2
     except KeyboardInterrupt:
         print("trl-capo study: interrupted. What is done stays done; the same command goes on.", file=sys.stderr)

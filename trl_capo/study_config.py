@@ -5,13 +5,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, get_type_hints
 
 from trl_capo.groups import parse_group_column
 from trl_capo.study_checks import plan_problems
+from trl_capo.value_types import type_problems
+from trl_capo.yaml_files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -139,35 +138,23 @@ class StudyConfig:
         return self.tuning_runs() + [run for chosen in rates for run in self.grid_runs(chosen)]
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-4 as a number, which YAML 1.1 takes for text because it has no point."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def read_study(path: str, overrides: Mapping[str, Any]) -> StudyConfig:
     """Read a study's YAML file; `overrides` that are not None take the place of its values.
 
     Raises:
         ValueError, OSError: it cannot be read or used; the message is for the user.
     """
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"config={path!r}: there is no such file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} is not a study: it must be a mapping of options.")
+    content = read_yaml(path)
     content = {**content, **{key: value for key, value in overrides.items() if value is not None}}
-    known = {f.name: f for f in fields(StudyConfig)}
-    unknown = [str(key) for key in content if key not in known]
+    known = get_type_hints(StudyConfig)
+    unknown = [key for key in content if key not in known]
     required = ("model_name_or_path", "dataset_name", "output_dir", "methods", "noise", "grid", "learning_rates")
     missing = [key for key in required if key not in content]
     if unknown or missing:
         lines = [f"unknown: {', '.join(unknown)}"] * bool(unknown) + [f"missing: {', '.join(missing)}"] * bool(missing)
         raise ValueError(f"{path} is not a study: options {'; '.join(lines)}.")
+    scalars = {name: hint for name, hint in known.items() if hint in (str, str | None, bool)}
+    problems = type_problems(content, scalars)
+    if problems:
+        raise ValueError("\n".join([f"{path} is not a study:", *problems]))
     return StudyConfig(**content)

@@ -9,7 +9,6 @@ one message and exit code 2, before a model is loaded; what fails while training
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -18,21 +17,21 @@ from trl import (
     DatasetMixtureConfig,
     ModelConfig,
     ScriptArguments,
-    TrlParser,
-    get_dataset,
     get_peft_config,
     get_quantization_config,
 )
 
-from trl_capo.arguments import parse_alone
+from trl_capo.arguments import Parser, parse_alone
 from trl_capo.checkpoints import choose_checkpoint
 from trl_capo.config import CAPOConfig
-from trl_capo.data import load_preference_data, select_split
+from trl_capo.data import load_mixture, load_preference_data, select_split
 from trl_capo.groups import find_groups
 from trl_capo.messages import get_logger
-from trl_capo.models import check_model_path
+from trl_capo.models import check_model_path, check_parts
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseArguments
+from trl_capo.paths import find_path, output_folder
+from trl_capo.plain import print_error
 from trl_capo.trainer import CAPOTrainer
 
 logger = get_logger(__name__)
@@ -40,10 +39,10 @@ logger = get_logger(__name__)
 ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig, NoiseArguments)
 
 
-def make_parser() -> TrlParser:
+def make_parser() -> Parser:
     """The parser of the command's arguments: `trl dpo`'s, with CAPO's options."""
     usage = "trl-capo train [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
-    return TrlParser(ARGUMENT_TYPES, prog="trl-capo train", usage=usage)
+    return Parser(ARGUMENT_TYPES, prog="trl-capo train", usage=usage)
 
 
 def build_trainer(
@@ -59,11 +58,13 @@ def build_trainer(
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
     check_model_path(model_args.model_name_or_path)
+    if find_path(model_args.model_name_or_path) is not None:
+        check_parts(training_args, model_args.model_name_or_path)
     _check_resume(training_args)
     if dataset_args.datasets:
         if script_args.dataset_name:
             logger.warning("dataset_name is not used, because `datasets` is given.")
-        splits = get_dataset(dataset_args)
+        splits = load_mixture(dataset_args)
     elif script_args.dataset_name:
         splits = load_preference_data(
             script_args.dataset_name, config=script_args.dataset_config, streaming=script_args.dataset_streaming
@@ -74,6 +75,8 @@ def build_trainer(
     if noise_args is not None and noise_args.inject_noise is not None:
         train_dataset = _with_noise(train_dataset, noise_args, training_args.group_column)
     evaluated = training_args.eval_strategy != "no"
+    if isinstance(training_args.model_init_kwargs, str):
+        raise ValueError(f"model_init_kwargs={training_args.model_init_kwargs!r}: give a mapping, in YAML or as JSON.")
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "trust_remote_code": training_args.trust_remote_code,
@@ -125,8 +128,11 @@ def _check_resume(training_args: CAPOConfig) -> None:
     named = training_args.resume_from_checkpoint
     if isinstance(named, str) and named.lower() in ("true", "false"):
         training_args.resume_from_checkpoint = named.lower() == "true"
-    else:
-        choose_checkpoint(named, training_args.output_dir)
+    elif isinstance(named, str):
+        path = find_path(named)
+        if path is None:
+            raise ValueError(f"resume_from_checkpoint={named!r}: there is no such folder.")
+        training_args.resume_from_checkpoint = choose_checkpoint(str(path), training_args.output_dir)
 
 
 def train(trainer: CAPOTrainer, *, dataset_name: str | None = None) -> None:
@@ -146,14 +152,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     output, existed = None, True
     try:
         parsed = parse_alone(sys.argv[1:] if argv is None else argv, make_parser())
-        output = Path(parsed[1].output_dir)
+        output = output_folder(parsed[1].output_dir)
         existed = output.exists()
         trainer = build_trainer(*parsed)
-    except (ValueError, NotImplementedError, OSError, SafetensorError) as error:
+    except Exception as error:  # of TRL's, Transformers' and PEFT's checks, and of the readers of models' files
         if not existed and output.is_dir() and not any(output.iterdir()):
             output.rmdir()  # the trainer had made it when it failed
+        if not isinstance(error, ValueError | NotImplementedError | OSError | ImportError | SafetensorError):
+            error = RuntimeError(
+                f"the trainer cannot be built: {type(error).__name__}: {error}\nWhere it happens, "
+                "trl_capo.train.build_trainer says from Python."
+            )
         if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake
-            print(f"trl-capo train: error: {error}", file=sys.stderr)
+            print_error("trl-capo train", error)
         return 2
     train(trainer, dataset_name=parsed[0].dataset_name)
     return 0

@@ -1,0 +1,80 @@
+"""Which line of which file cannot be read, and why: against lines broken by hand. More: test_broken_input.py."""
+
+import gzip
+import json
+
+import pytest
+from broken_data import GOOD, WHOLE, in_folder, json_lines
+
+from trl_capo.data_files import builder_of, first_problem, refuse_unsafe_lines
+
+LINE = json.dumps(GOOD)
+LISTED = json.dumps([GOOD, GOOD], indent=1)
+
+PROBLEMS = [
+    ("a.jsonl", f"{LINE}\n\n{LINE}\n{{broken\n", "line 4: column 2: not JSON"),
+    ("a.jsonl", "{broken\n" + LINE, "line 1, column 2: not JSON"),
+    ("a.jsonl", f"[1]\n{LINE}", "line 1: it is not an object"),
+    ("a.jsonl", f"{LINE}\n[1]", "line 2: it is not an object"),
+    ("a.jsonl", f"{LINE}\n{{\"a\": 1, \"a\": 2}}", "line 2: the key 'a' comes twice"),
+    ("a.jsonl", f"{LINE}\n{{\"a\": \"\\ud800\"}}", r"line 2: half of a surrogate pair ('\ud800')"),
+    ("a.jsonl", f"{LINE}\n".encode() + b'{"a": "\xe4"}', "line 2: it is not UTF-8 (invalid continuation byte 0xe4 at"),
+    ("a.json", LISTED.replace("}", "", 1), "line 8, column 2: not JSON"),
+    ("a.json", '[{"a": 1}, 2]', "entry 1: it is not an object"),
+    ("a.json", LISTED.encode("utf-16"), "line 1: it is UTF-16 or UTF-32"),
+    ("a.csv", b"a,b\n1,2\n\xe4,2", "line 3: it is not UTF-8"),
+    ("a.jsonl.gz", gzip.compress(f"{LINE}\nbroken".encode()), "line 2: column 1: not JSON"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "said"), PROBLEMS, ids=range(len(PROBLEMS)))
+def test_the_first_line_that_cannot_be_read_is_found_in_file_and_folder(tmp_path, name, content, said):
+    files = {"0.jsonl": json_lines([GOOD]), f"deep/{name}": content, "other.parquet": WHOLE, "z.json": "{"}
+    folder = tmp_path / "data"
+    assert in_folder(files)(tmp_path) == str(folder)
+    for path in (folder, folder / "deep" / name):
+        assert first_problem(path).startswith(f"{folder / 'deep' / name}, {said}")
+
+
+@pytest.mark.parametrize("content", [LINE, LISTED, json.dumps(GOOD, indent=2), f"\ufeff{LINE}\r\n", "", "\n \n", "[]"])
+def test_what_can_be_read_has_no_problem(tmp_path, content):
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    assert first_problem(tmp_path) is None
+    refuse_unsafe_lines(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("null", 1),
+        (f"{LINE}\nnull\n", 2),
+        ("[null]", 1),
+        (f"[ null, {LINE}]", 1),
+        ("\ufeff null ", 1),
+        ("\n\nnull", 3),
+    ],
+)
+def test_null_is_found_before_it_ends_the_process(tmp_path, content, line):
+    """`datasets` would give it to pyarrow, which dies of it with signal 11."""
+    (tmp_path / "a.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"a\.jsonl, line {line}: null is not an object"):
+        refuse_unsafe_lines(tmp_path)
+
+
+def test_of_a_stream_only_the_first_lines_are_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f"{LINE}\n" * 5 + "null\n")
+    refuse_unsafe_lines(tmp_path, 5)
+    with pytest.raises(ValueError, match="line 6"):
+        refuse_unsafe_lines(tmp_path, 6)
+
+
+def test_readers_by_name(tmp_path):
+    names = {
+        "a.jsonl": "json",
+        "a.JSON.GZ": "json",
+        "a.b.csv": "csv",
+        "a.parquet.zst": "parquet",
+        "a.txt": None,
+        "a": None,
+    }
+    assert {name: builder_of(tmp_path / name) for name in names} == names

@@ -1,0 +1,127 @@
+"""Data files that cannot be read: which one, which line, and why.
+
+Readers of data name a row at best, and none of them the file in a folder. What they refuse is looked at again here,
+line by line; and before they start, what would bring the JSON reader of pyarrow down with the whole process.
+"""
+
+import bz2
+import gzip
+import json
+import lzma
+from codecs import BOM_UTF8
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+_OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_COMPRESSED = {*_OPEN, ".zst"}
+
+
+def builder_of(path: Path) -> str | None:
+    """The reader of `datasets` for a file of that name, compressed or not; None if it is not one of data."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
+    return BUILDERS.get(suffixes[-1]) if suffixes else None
+
+
+def refuse_unsafe_lines(path: Path, most: int | None = None) -> None:
+    """Raise ValueError for JSON of a file or folder that pyarrow would not survive, or take although it is no text.
+
+    pyarrow 26 ends the process with a segmentation fault where a block of lines, or a list, starts with null, and
+    looks at no bytes of a string.
+
+    Args:
+        path: of the file or folder.
+        most: how many lines of a file are looked at; None for all.
+    """
+    for file in _text_files(path):
+        for number, line in islice(_lines(file), most) if builder_of(file) == "json" else ():
+            entry = b"".join(line[:16].removeprefix(BOM_UTF8).split())
+            problem = _text_problem(line)
+            if entry == b"null" or entry.startswith((b"null,", b"[null,", b"[null]")):
+                problem = "null is not an object with the columns' names and values"
+            if problem:
+                raise ValueError(f"{file}, line {number}: {problem}")
+
+
+def first_problem(path: Path) -> str | None:
+    """File, line and reason of the first line, in a file or a folder of JSON and CSV, that cannot be read."""
+    found = ((file, _file_problem(file)) for file in _text_files(path))
+    return next((f"{file}, {problem}" for file, problem in found if problem), None)
+
+
+def _file_problem(file: Path) -> str | None:
+    """Why the file cannot be read, and in which line; JSON is an object a line, or one document over all of them."""
+    first = True
+    for number, line in _lines(file):
+        problem = _text_problem(line)
+        if problem is None and builder_of(file) == "json":
+            problem = _json_problem(line)
+            if problem and first and line.removeprefix(BOM_UTF8).startswith((b"[", b"{")):
+                return _document_problem(file, problem)
+        if problem:
+            return f"line {number}: {problem}"
+        first = False
+    return None
+
+
+def _document_problem(file: Path, problem: str) -> str | None:
+    """Why the document cannot be read; where it ends in the first line, that line's own problem."""
+    content = b"".join(line for _, line in _lines(file, blank=True))
+    problems = _text_problem(content), _json_problem(content, lines=True)
+    found = next(filter(None, problems), None)
+    return f"line 1: {problem}" if found and "Extra data" in found else found
+
+
+def _text_files(path: Path) -> Iterator[Path]:
+    files = [path] if path.is_file() else sorted([*path.glob("*"), *path.glob("*/*")])
+    return (file for file in files if file.is_file() and builder_of(file) in ("json", "csv"))
+
+
+def _lines(file: Path, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+    """The numbered lines; it ends where the file cannot be read any further, which its reader will say."""
+    try:
+        with _OPEN.get(file.suffix.lower(), open)(file, "rb") as content:
+            yield from ((number, line) for number, line in enumerate(content, start=1) if blank or line.strip())
+    except (OSError, EOFError, lzma.LZMAError):
+        return
+
+
+def _text_problem(line: bytes) -> str | None:
+    if line.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
+        return "it is UTF-16 or UTF-32, not UTF-8; save it as UTF-8"
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return f"it is not UTF-8 ({error.reason} {line[error.start]:#x} at byte {error.start + 1}); save it as UTF-8"
+    return "it has NUL characters" if b"\x00" in line else None
+
+
+def _json_problem(text: bytes, lines: bool = False) -> str | None:
+    """Why UTF-8 text is not an object in JSON, or in a document of several `lines` a list of them."""
+    try:
+        value = json.loads(text.removeprefix(BOM_UTF8), object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        return (f"line {error.lineno}, " if lines else "") + f"column {error.colno}: not JSON: {error.msg}"
+    except RecursionError:
+        return "it is nested too deeply"
+    except ValueError as error:
+        return str(error)
+    for number, entry in enumerate(value if lines and isinstance(value, list) else [value]):
+        if not isinstance(entry, dict):
+            return f"entry {number}: " * lines + "it is not an object with the columns' names and values"
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f"half of a surrogate pair ({error.object[error.start]!r}) is no character"
+    return None
+
+
+def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    pairs = list(pairs)
+    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if twice:
+        raise ValueError(f"the key {twice[0]!r} comes twice in an object")
+    return dict(pairs)
