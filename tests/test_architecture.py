@@ -9,10 +9,21 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
-    ["losses", "agreement", "baselines", "metrics", "statistics", "fonts", "messages", "frozen", "citation"],
+    [
+        "losses",
+        "agreement",
+        "baselines",
+        "metrics",
+        "statistics",
+        "fonts",
+        "messages",
+        "frozen",
+        "citation",
+        "degenerate",
+    ],
     ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments"],
     ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "seam", "scoring", "models"],
-    ["recorder", "loading", "tables", "report"],
+    ["nonfinite", "recorder", "loading", "tables", "report"],
     ["study_methods", "study_checks", "study_config", "study_data", "study_table", "study_plots", "study_report"],
     ["trainer", "study_trainer", "study_run"],
     ["train", "evaluate", "study", "noise_command", "study_command"],

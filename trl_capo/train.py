@@ -3,7 +3,8 @@
 Run it as `trl-capo train --config FILE` (which starts it through `accelerate launch`), as
 `accelerate launch scripts/train_capo.py --config FILE`, or call `train` from Python. Arguments and YAML keys are those
 of `trl dpo`, with CAPOConfig in place of DPOConfig. Mistakes in the arguments, the data or the model's folder end with
-one message and exit code 2, before a model is loaded; what fails while training keeps its traceback.
+one message and exit code 2, before a model is loaded; a loss that is not finite ends with one message and exit code 1;
+what else fails while training keeps its traceback.
 """
 
 import os
@@ -32,6 +33,7 @@ from trl_capo.messages import get_logger
 from trl_capo.models import check_model_path
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseArguments
+from trl_capo.nonfinite import NonFiniteLoss
 from trl_capo.trainer import CAPOTrainer
 
 logger = get_logger(__name__)
@@ -151,11 +153,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, NotImplementedError, OSError, SafetensorError) as error:
         if not existed and output.is_dir() and not any(output.iterdir()):
             output.rmdir()  # the trainer had made it when it failed
-        if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake
-            print(f"trl-capo train: error: {error}", file=sys.stderr)
+        _say(error)
         return 2
-    train(trainer, dataset_name=parsed[0].dataset_name)
+    try:
+        train(trainer, dataset_name=parsed[0].dataset_name)
+    except NonFiniteLoss as error:
+        _say(error)
+        return 1
     return 0
+
+
+def _say(error: Exception) -> None:
+    if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake
+        print(f"trl-capo train: error: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
