@@ -1,6 +1,6 @@
 """Exact metrics: sums over pairs, in which every pair counts once however the pairs were cut into batches.
 
-Nothing here copies to the host until `means` or `pairs` is asked for, so that recording costs a training step no synchronisation.
+Nothing here copies to the host until `means` or `pairs` is asked for, so that recording itself makes no device wait.
 """
 
 from collections.abc import Sequence

@@ -20,8 +20,8 @@ from trl_capo.citation import PAPER
 from trl_capo.config import CAPOConfig, sigmoid_weight
 from trl_capo.data import check_preference_data, refuse_empty
 from trl_capo.losses import confidence_scale, relative_reward
-from trl_capo.nonfinite import Suspects, broken_kinds, non_finite_loss
 from trl_capo.noise_rate import NoiseRateEstimate
+from trl_capo.nonfinite import Suspects, broken_kinds, non_finite_loss
 from trl_capo.pairs import COLUMNS, LABEL, PAIR, PairCollator, PairIndex
 from trl_capo.recorder import PairRecorder, pair_rows
 from trl_capo.seam import FirstOutput, check_agreement, policy_log_probs
