@@ -23,10 +23,10 @@ LAYERS = [
     ],
     ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments"],
     ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "seam", "scoring", "models"],
-    ["nonfinite", "recorder", "loading", "tables", "report"],
+    ["nonfinite", "recorder", "loading", "tables", "report", "token_lengths"],
     ["study_methods", "study_checks", "study_config", "study_data", "study_table", "study_plots", "study_report"],
     ["trainer", "study_trainer", "study_run"],
-    ["train", "evaluate", "study", "noise_command", "study_command"],
+    ["train", "dry_run_report", "dry_run", "evaluate", "study", "noise_command", "study_command", "env_command"],
     ["cli"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]

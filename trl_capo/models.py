@@ -39,7 +39,7 @@ class ModelSource:
 
 
 @contextmanager
-def _refusing(what: str, remedy: str = "") -> Iterator[None]:
+def refusing(what: str, remedy: str = "") -> Iterator[None]:
     """Within it, errors of the readers of models' files, which are of any kind, become one that says of what."""
     try:
         yield
@@ -99,7 +99,7 @@ def _adapter_folder(name: str, option: str) -> str | None:
 
 def _trained_on(folder: str, told: str) -> str | None:
     """The name of the base in an adapter's config, where there is one."""
-    with _refusing(f"{told}: its adapter_config.json cannot be read"):
+    with refusing(f"{told}: its adapter_config.json cannot be read"):
         return PeftConfig.from_pretrained(folder).base_model_name_or_path or None
 
 
@@ -171,7 +171,7 @@ def _load_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy
     The base's config is read first, which tells whether there is such a base, and whether it can be used.
     """
     missing = "cannot be used" if Path(base).exists() else "is neither a folder here nor can it be had from the hub"
-    with _refusing(f"{told} {missing}", remedy):
+    with refusing(f"{told} {missing}", remedy):
         config = AutoConfig.from_pretrained(base, trust_remote_code=args.trust_remote_code)
     other_task = [name for name in config.architectures or () if "Classification" in name]
     if other_task:
@@ -180,7 +180,7 @@ def _load_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy
             "language model."
         )
     name = adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file() else base
-    with _refusing(f"{told}: no tokenizer can be loaded from {name!r}", "Save the model's tokenizer there."):
+    with refusing(f"{told}: no tokenizer can be loaded from {name!r}", "Save the model's tokenizer there."):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     rows, largest = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values())
     if largest >= rows:

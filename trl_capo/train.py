@@ -10,7 +10,9 @@ what else fails while training keeps its traceback.
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -38,7 +40,18 @@ from trl_capo.trainer import CAPOTrainer
 
 logger = get_logger(__name__)
 
-ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig, NoiseArguments)
+
+@dataclass
+class DryRunArguments:
+    """What `trl-capo train` does instead of training."""
+
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check settings, data, model and memory without training; exit code 0, or 1 with problems."},
+    )
+
+
+ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig, NoiseArguments, DryRunArguments)
 
 
 def make_parser() -> TrlParser:
@@ -53,14 +66,51 @@ def build_trainer(
     model_args: ModelConfig,
     dataset_args: DatasetMixtureConfig,
     noise_args: NoiseArguments | None = None,
+    dry_run_args: DryRunArguments | None = None,
 ) -> CAPOTrainer:
     """Load the data and build the trainer that these arguments describe; noise is for the training split alone.
 
     Raises:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
+    if dry_run_args is not None and dry_run_args.dry_run:
+        raise ValueError("dry_run: it starts no processes. Run `trl-capo train --dry_run` with these options.")
     check_model_path(model_args.model_name_or_path)
     _check_resume(training_args)
+    train_dataset, eval_dataset = load_data(script_args, training_args, dataset_args, noise_args)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    trainer = CAPOTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    if script_args.ignore_bias_buffers:
+        trainer.model._ddp_params_and_buffers_to_ignore = [
+            name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool
+        ]
+    return trainer
+
+
+def load_data(
+    script_args: ScriptArguments,
+    training_args: CAPOConfig,
+    dataset_args: DatasetMixtureConfig,
+    noise_args: NoiseArguments | None,
+) -> tuple[Any, Any]:
+    """The data sets that the arguments name, to train on and to evaluate on (None where nothing is evaluated).
+
+    Raises:
+        ValueError, OSError: as `build_trainer`.
+    """
     if dataset_args.datasets:
         if script_args.dataset_name:
             logger.warning("dataset_name is not used, because `datasets` is given.")
@@ -74,27 +124,9 @@ def build_trainer(
     train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
     if noise_args is not None and noise_args.inject_noise is not None:
         train_dataset = _with_noise(train_dataset, noise_args, training_args.group_column)
-    evaluated = training_args.eval_strategy != "no"
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "trust_remote_code": training_args.trust_remote_code,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
-    trainer = CAPOTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=select_split(splits, script_args.dataset_test_split, "dataset_test_split") if evaluated else None,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-    if script_args.ignore_bias_buffers:
-        trainer.model._ddp_params_and_buffers_to_ignore = [
-            name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool
-        ]
-    return trainer
+    if training_args.eval_strategy == "no":
+        return train_dataset, None
+    return train_dataset, select_split(splits, script_args.dataset_test_split, "dataset_test_split")
 
 
 def _with_noise(dataset: Dataset, args: NoiseArguments, group_column: str | None) -> Dataset:
