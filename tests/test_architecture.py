@@ -9,18 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
-    [
-        "losses",
-        "agreement",
-        "baselines",
-        "metrics",
-        "statistics",
-        "fonts",
-        "messages",
-        "frozen",
-        "citation",
-        "degenerate",
-    ],
+    ["losses", "agreement", "baselines", "metrics", "statistics", "fonts", "messages", "frozen", "citation", "memory"],
+    ["degenerate", "memory_table", "launch", "repeats", "text_table"],
     ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments"],
     ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "seam", "scoring", "models"],
     ["nonfinite", "recorder", "loading", "tables", "report", "token_lengths"],

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         with _collecting(found.problems):
             parsed, from_yaml, from_argv = parse(argv, parser)
+        if parsed is None and not torch.cuda.is_available():
+            parsed, from_yaml, from_argv = _as_elsewhere(found, argv, parser)
         if parsed is None:  # CAPOConfig refused its options: what does not depend on them is checked all the same
             others = [kind for kind in ARGUMENT_TYPES if kind is not CAPOConfig]
             (script_args, *rest), _, _ = parse(argv, TrlParser(others, prog=parser.prog))
@@ -76,6 +79,17 @@ def main(argv: Sequence[str]) -> int:
         _check_training(found, training_args, model_args, processes, pairs, *source)
     print(report(found))
     return 1 if found.problems else 0
+
+
+def _as_elsewhere(found: Findings, argv: Sequence[str], parser: TrlParser) -> tuple[tuple | None, list, list]:
+    """Parse again as though `use_cpu` were set, which a machine without a GPU may insist on, such as a login node."""
+    try:
+        again = parse([*argv, "--use_cpu", "true"], parser)
+    except ValueError:
+        return None, [], []
+    found.elsewhere = True
+    found.warnings.append(f"{found.problems.pop()} This machine has no GPU; the rest is checked for one that has.")
+    return again
 
 
 @contextmanager
@@ -158,7 +172,10 @@ def _check_training(
     with _collecting(found.problems), refusing("the adapter does not fit the model"):
         shape = model_shape(config, peft_config)
         setting = _setting(args, model_args, config, processes, longest)
-        found.memory = memory_lines(shape, setting, *_device_memory(args, processes.count), found.warnings)
+        gpu = torch.cuda.is_available() and not args.use_cpu
+        setting = replace(setting, gpu=gpu or found.elsewhere)
+        device = None if found.elsewhere else _device_memory(gpu, processes.count)
+        found.memory = memory_lines(shape, setting, device, found.warnings)
 
 
 def optimiser_steps(args: CAPOConfig, pairs: int, processes: int) -> int:
@@ -179,7 +196,7 @@ def steps_line(args: CAPOConfig, pairs: int, processes: int, *, sampled: bool) -
     known = "a stream" if sampled else f"{steps * per_step / pairs:.1f} epochs of {pairs:,} pairs"
     on = "1 process" if processes == 1 else f"{processes:,} processes"
     return (
-        f"{steps:,} optimiser steps of {per_step:,} pairs, {known} (each {sizes[0]} on a device, {sizes[1]} times, on "
+        f"{steps:,} optimiser steps of {per_step:,} pairs, {known} ({sizes[0]} a device x {sizes[1]} accumulated x "
         f"{on})"
     )
 
@@ -205,12 +222,11 @@ def _setting(
         optimizer=optimizer,
         processes=processes.count,
         sharding=processes.sharding,
-        gpu=torch.cuda.is_available() and not args.use_cpu,
     )
 
 
-def _device_memory(args: CAPOConfig, processes: int) -> tuple[int, str]:
+def _device_memory(gpu: bool, processes: int) -> tuple[int, str]:
     """Bytes that a process has here, and of what."""
-    if torch.cuda.is_available() and not args.use_cpu:
+    if gpu:
         return torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     return psutil.virtual_memory().total // processes, "main memory"

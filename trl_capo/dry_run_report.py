@@ -33,6 +33,7 @@ class Findings:
         settings, steps, memory: lines.
         pairs: that are trained on; of a stream those looked at.
         sampled: whether they are a stream's first.
+        elsewhere: whether the training is for another machine than this.
         lengths: per group.
         group_name: the heading over the groups.
         max_length: what lengths are held against.
@@ -45,6 +46,7 @@ class Findings:
     memory: list[str] = field(default_factory=list)
     pairs: int = 0
     sampled: bool = False
+    elsewhere: bool = False
     lengths: dict[str, Lengths] = field(default_factory=dict)
     group_name: str = "group"
     max_length: int | None = None
@@ -64,7 +66,7 @@ def settings_lines(parsed: Sequence[Any]) -> list[str]:
                 changed.append(f"{option.name}={shown}")
             elif option.name in TELLING:
                 same.append(f"{option.name}={shown}")
-    return [*_wrapped("set: ", changed), *_wrapped("default: ", same)]
+    return [*_wrapped("set: ", ", ".join(changed), "  "), *_wrapped("default: ", ", ".join(same), "  ")]
 
 
 def _defaults(options: Any) -> Any:
@@ -77,29 +79,30 @@ def _defaults(options: Any) -> Any:
     return plain
 
 
-def _wrapped(head: str, items: list[str]) -> list[str]:
-    text = head + ", ".join(items)
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-def memory_lines(shape: ModelShape, setting: Setting, available: int, where: str, warnings: list[str]) -> list[str]:
-    """The estimate against what there is; a warning is added where it does not fit."""
+def memory_lines(
+    shape: ModelShape, setting: Setting, device: tuple[int, str] | None, warnings: list[str]
+) -> list[str]:
+    """The estimate, against the memory and name of the device, where it is known; where it is too much, a warning."""
     terms = estimate(shape, setting)
     total = sum(terms.values())
-    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in terms.items() if size >= GIB / 20)
-    trained = f", of which {shape.adapter:,} in adapters are trained" if shape.adapter else ""
-    if total > TIGHT * available:
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in terms.items() if size >= total / 100)
+    trained = f"; {shape.adapter:,} in adapters are trained" if shape.adapter else ""
+    of = f", of {_size(device[0])} here ({device[1]})" if device else ""
+    if device and total > TIGHT * device[0]:
         warnings.append(
-            f"the training takes about {total / GIB:.1f} GiB a device, and here are {available / GIB:.1f} ({where}). "
-            "Where it will run with no more: a smaller per_device_train_batch_size or max_length, "
-            "gradient_checkpointing, precompute_ref_log_probs, LoRA, or sharding (docs/memory.md)."
+            f"the training takes about {_size(total)} a device, and here are {_size(device[0])} ({device[1]}). Where "
+            "there is no more: a smaller per_device_train_batch_size or max_length, gradient_checkpointing, "
+            "precompute_ref_log_probs, LoRA, or sharding (docs/memory.md)."
         )
     return [
-        f"about {total / GIB:.1f} GiB a device, of {available / GIB:.1f} here ({where}), at {setting.pairs} pairs of "
-        f"{setting.tokens:,} tokens",
-        *textwrap.wrap(f"GiB: {parts or 'less than 0.05 each'}", WIDTH),
-        f"{shape.parameters:,} parameters{trained}",
+        f"about {_size(total)} a device{of}, at {setting.pairs} pairs of {setting.tokens:,} tokens",
+        *_wrapped("", parts, ""),
+        f"parameters {shape.parameters:,}{trained}",
     ]
+
+
+def _size(number: float) -> str:
+    return f"{number / GIB:,.1f} GiB" if number >= GIB else f"{number / 2**20:,.0f} MiB"
 
 
 def report(found: Findings) -> str:
@@ -129,12 +132,16 @@ def _section(title: str, lines: Sequence[str]) -> str:
 
 
 def _list(title: str, items: Sequence[str]) -> str:
-    wrapped = [
-        textwrap.fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        for item in items
-        for line in f"- {item}".splitlines()
-    ]
-    return "\n".join([title + ":", *wrapped]) if items else ""
+    lines = []
+    for item in items:
+        first, *rest = item.splitlines()
+        lines += _wrapped("- ", first, "  ")
+        lines += [line for text in rest for line in _wrapped("  ", text, "    ")]
+    return "\n".join([title + ":", *lines]) if items else ""
+
+
+def _wrapped(head: str, text: str, indent: str) -> list[str]:
+    return textwrap.wrap(head + text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _count(number: int, what: str) -> str:

@@ -31,9 +31,11 @@ def read_launch(words: Sequence[str]) -> Processes:
             file = yaml.safe_load(Path(options.config_file).read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
             raise ValueError(f"accelerate's config file {options.config_file!r} is not valid YAML: {error}") from error
+    kind = file.get("distributed_type")
     count = options.num_processes or file.get("num_processes")
     count = count or max(1, torch.cuda.device_count() if options.multi_gpu else 1)
-    kind = file.get("distributed_type", "NO")
+    if kind == "NO" and not options.multi_gpu:  # whatever number the file has
+        count = 1
     if options.use_deepspeed or kind == "DEEPSPEED":
         stage = options.zero_stage or file.get("deepspeed_config", {}).get("zero_stage", 2)
         return Processes(count, "zero3" if int(stage) == 3 else "zero2")

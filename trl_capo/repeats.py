@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from datasets import Dataset
+
 SHOWN_ROWS = 5
 
 
@@ -28,16 +30,20 @@ def _text(value: Any) -> int:
     return hash(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
 
 
-def repeat_warnings(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def repeat_warnings(rows: Dataset) -> list[str]:
     """A line for each kind of repetition that there is."""
     repeated, contradicting = find_repeats(rows)
     kinds = {
-        "repeat an earlier pair: it counts as often as it is there": repeated,
-        "contradict an earlier pair (the same prompt, chosen and rejected swapped): one of the two is wrong": (
+        "repeats an earlier pair, which counts as often as it is there": repeated,
+        "contradicts an earlier pair (the same prompt, chosen and rejected swapped), so one of them is wrong": (
             contradicting
         ),
     }
-    return [f"{len(found):,} rows {kind} (row {_some(found)})" for kind, found in kinds.items() if found]
+    return [
+        f"train_dataset: {len(found):,} of {len(rows):,} rows: {kind} (row {_some(found)})"
+        for kind, found in kinds.items()
+        if found
+    ]
 
 
 def _some(rows: list[int]) -> str:

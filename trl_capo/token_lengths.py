@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from trl_capo.fonts import one_line
 from trl_capo.scoring import tokenise_rows
 from trl_capo.statistics import ALL_PAIRS
 
@@ -111,25 +112,28 @@ def length_rows(lengths: Mapping[str, Lengths], group_name: str, max_length: int
 def length_warnings(lengths: Mapping[str, Lengths], max_length: int | None) -> list[str]:
     """What `max_length` costs, where it costs anything worth a line."""
     warnings, everything = [], lengths[ALL_PAIRS]
-    shares = {name: found.cut(max_length) for name, found in lengths.items()}
-    worst = sorted((name for name in shares if name != ALL_PAIRS), key=lambda name: -shares[name])
-    named = [f"{name} {shares[name]:.1%}" for name in worst if shares[name] >= CUT_SHARE]
-    if named or shares[ALL_PAIRS] >= CUT_SHARE:
-        fitting = max(found_length(found) for found in lengths.values())
-        of = f", {', '.join(named[:8])}{', ...' if len(named) > 8 else ''}" if named else ""
+    shares = {name: found.cut(max_length) for name, found in lengths.items() if name != ALL_PAIRS}
+    worst = sorted(shares, key=lambda name: -shares[name])
+    named = [f"{one_line(name)} {shares[name]:.1%}" for name in worst if shares[name] >= CUT_SHARE]
+    if named or everything.cut(max_length) >= CUT_SHARE:
+        fitting = max(fitting_length(found) for found in lengths.values())
         warnings.append(
-            f"max_length={max_length} cuts {shares[ALL_PAIRS]:.1%} of the pairs{of}: what is cut off is not learned "
-            f"from. A max_length of {fitting:,} would leave at least 99 % of every group whole."
+            f"max_length={max_length} cuts {everything.cut(max_length):.1%} of the pairs{_some(named)}: what is cut "
+            f"off is not learned from. A max_length of {fitting:,} would leave at least 99 % of every group whole."
         )
     if everything.dropped:
-        dropped = [f"{name} {found.dropped:,}" for name, found in lengths.items() if found.dropped]
+        named = [f"{one_line(name)} {lengths[name].dropped:,}" for name in worst if lengths[name].dropped]
         warnings.append(
-            f"max_length={max_length}: {everything.dropped:,} pairs are left out of the training, because their "
-            f"prompt alone fills it ({', '.join(name for name in dropped[:8] if not name.startswith(ALL_PAIRS))})"
+            f"max_length={max_length}: {everything.dropped:,} of {len(everything.pairs):,} pairs{_some(named)} are "
+            "left out of the training, because the prompt alone fills it"
         )
     return warnings
 
 
-def found_length(lengths: Lengths) -> int:
+def _some(named: list[str]) -> str:
+    return f" ({', '.join(named[:8])}{', ...' if len(named) > 8 else ''})" if named else ""
+
+
+def fitting_length(lengths: Lengths) -> int:
     """The length that 99 % of the pairs do not exceed."""
     return int(np.percentile(lengths.pairs, 99, method="higher"))
