@@ -62,7 +62,7 @@ def test_sound_data_and_settings_are_described(dry_run):
     assert output.endswith("Dry run: 0 problems, 0 warnings. Nothing was trained or written.")
 
 
-def test_conversations_streams_and_launch_options(dry_run):
+def test_conversations_streams_mixtures_and_launch_options(dry_run, tmp_path):
     code, output = dry_run([as_conversation(row) for row in make_pairs()], dataset_streaming=True)
     assert (code, "first rows of a stream" in output, "3 optimiser steps of 4 pairs, a stream" in output) == (
         0,
@@ -72,6 +72,9 @@ def test_conversations_streams_and_launch_options(dry_run):
     code, output = dry_run(dataset_streaming=True, max_steps=-1)
     assert code == 1
     assert "max_steps: a stream has no known length" in output
+    mixture = [{"path": "json", "data_files": str(tmp_path / "pairs.jsonl")}] * 2
+    code, output = dry_run(dataset_name=None, datasets=mixture)
+    assert (code, "24 of 48 rows: repeats an earlier pair" in output) == (0, True)
     code, output = dry_run(words=["--accelerate_config", "zero3", "--num_processes", "3"])
     assert (code, "4 a device x 1 accumulated x 3 processes" in output) == (0, True)
 
@@ -112,6 +115,7 @@ PROBLEMS = {
     "no such split": ({"eval_strategy": "steps"}, "dataset_test_split='test'"),
     "no such group": ({"group_column": "tongue"}, "group_column='tongue'"),
     "no prompt fits": ({"max_length": 5}, "every prompt is at least that long"),
+    "no checkpoint": ({"resume_from_checkpoint": "./missing"}, "resume_from_checkpoint='./missing'"),
     "no such modules": ({"use_peft": True, "lora_target_modules": ["nosuch"]}, "nosuch"),
 }
 
@@ -134,6 +138,8 @@ def test_a_machine_without_a_gpu_checks_for_one_that_has(dry_run):
     assert code == 0
     assert "the rest is checked for one that has" in output
     assert "main memory" not in output
+    code, output = dry_run(use_cpu=None, bf16=True, noise_rate=0.7)
+    assert (code, "noise_rate=0.7" in output, "2 problems" in output) == (1, True, True)
 
 
 def test_secrets_are_not_shown(dry_run):

@@ -121,5 +121,10 @@ def test_what_saves_memory_saves_it():
     order = [0, 1, 2, 3, 5, 6, 7]  # sharded over 8, an 8B model takes about as much as its adapters on one
     assert [sizes[place] for place in order] == sorted((sizes[place] for place in order), reverse=True)
     assert sizes[4] < sizes[3]
+    gradients = [estimate(shape, changed)["gradients"] for changed in (plain, replace(plain, processes=1))]
+    assert gradients == [
+        8 * shape.parameters,
+        4 * shape.parameters,
+    ]  # with DistributedDataParallel's buckets, and alone
     kept = replace(plain, checkpointing=False)
     assert estimate(shape, kept)["activations"] > 10 * estimate(shape, plain)["activations"]

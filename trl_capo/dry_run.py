@@ -32,7 +32,7 @@ from trl_capo.memory import Setting, model_shape
 from trl_capo.models import check_model_path, refusing
 from trl_capo.repeats import repeat_warnings
 from trl_capo.token_lengths import ALL_PAIRS, measure_lengths
-from trl_capo.train import ARGUMENT_TYPES, DryRunArguments, load_data, make_parser
+from trl_capo.train import ARGUMENT_TYPES, DryRunArguments, check_resume, load_data, make_parser
 
 STREAM_ROWS = 1000
 
@@ -76,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
     pairs = None if data is None else _check_data(found, training_args, *data)
     source = _check_model(found, training_args, model_args)
     if training_args is not None:
+        with _collecting(found.problems):
+            check_resume(training_args)
         _check_training(found, training_args, model_args, processes, pairs, *source)
     print(report(found))
     return 1 if found.problems else 0
@@ -85,7 +87,8 @@ def _as_elsewhere(found: Findings, argv: Sequence[str], parser: TrlParser) -> tu
     """Parse again as though `use_cpu` were set, which a machine without a GPU may insist on, such as a login node."""
     try:
         again = parse([*argv, "--use_cpu", "true"], parser)
-    except ValueError:
+    except ValueError as error:
+        found.problems += [str(error)] if str(error) not in found.problems else []
         return None, [], []
     found.elsewhere = True
     found.warnings.append(f"{found.problems.pop()} This machine has no GPU; the rest is checked for one that has.")

@@ -76,8 +76,8 @@ def _describe(trainer: Trainer, index: PairIndex, batch: Suspects, place: int, w
     if batch.pairs is None:
         name = f"pair {place} of {where} on process {trainer.accelerator.process_index}"
     else:
-        number = batch.pairs[place].item()
-        name, marks = f"row {index.row(number)}", _identity(trainer.train_dataset, number) + marks
+        number = batch.pairs[place].item()  # the row, as the data to train on are numbered before all others
+        name, marks = f"row {number}", _identity(trainer.train_dataset, number) + marks
     return f"{name} ({', '.join([*marks, ' and '.join(kinds)])})"
 
 

@@ -98,10 +98,6 @@ class PairIndex:
             return dataset
         return dataset.map(_add_label, fn_kwargs={"column": column, "name": name})
 
-    def row(self, number: int) -> int:
-        """The row, in the data set that it came with, of the pair of that number."""
-        return number - max(first for first in self._first_of.values() if first <= number)
-
     def _numbers(self, labels: Sequence[str]) -> list[int]:
         for label in labels:
             if label not in self._number_of:

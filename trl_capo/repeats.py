@@ -19,7 +19,7 @@ def find_repeats(rows: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[int
         prompt, chosen, rejected = (_text(row.get(column)) for column in ("prompt", "chosen", "rejected"))
         if (prompt, chosen, rejected) in seen:
             repeated.append(index)
-        elif chosen != rejected and (prompt, rejected, chosen) in seen:
+        elif (prompt, rejected, chosen) in seen:
             contradicting.append(index)
         seen.add((prompt, chosen, rejected))
     return repeated, contradicting

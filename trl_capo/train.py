@@ -76,7 +76,7 @@ def build_trainer(
     if dry_run_args is not None and dry_run_args.dry_run:
         raise ValueError("dry_run: it starts no processes. Run `trl-capo train --dry_run` with these options.")
     check_model_path(model_args.model_name_or_path)
-    _check_resume(training_args)
+    check_resume(training_args)
     train_dataset, eval_dataset = load_data(script_args, training_args, dataset_args, noise_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -153,7 +153,7 @@ def _with_noise(dataset: Dataset, args: NoiseArguments, group_column: str | None
     return dataset
 
 
-def _check_resume(training_args: CAPOConfig) -> None:
+def check_resume(training_args: CAPOConfig) -> None:
     """`true` and `false` on a command line mean the last checkpoint, and none; a path must be a folder."""
     named = training_args.resume_from_checkpoint
     if isinstance(named, str) and named.lower() in ("true", "false"):
