@@ -7,6 +7,7 @@ import yaml
 from conftest import CPU_ARGUMENTS, as_conversation, byte_tokenizer, make_pairs, tiny_config
 from safetensors.torch import save_file
 from torch import zeros
+from transformers import MambaConfig
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo import cli
@@ -151,6 +152,13 @@ def test_a_memory_that_is_too_small_is_a_warning(dry_run):
     code, output = dry_run(per_device_train_batch_size=10_000_000)
     assert code == 0
     assert "GiB a device, and here are" in output
+
+
+def test_a_model_of_another_kind_is_trained_without_an_estimate(dry_run, model_without_weights):
+    """Mamba has no attention, whose width the formula asks for."""
+    MambaConfig(architectures=["MambaForCausalLM"], vocab_size=260).save_pretrained(model_without_weights)
+    code, output = dry_run()
+    assert (code, "the memory is not estimated" in output) == (0, True)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

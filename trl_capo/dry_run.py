@@ -172,8 +172,13 @@ def _check_training(
         found.steps = steps_line(args, found.pairs, processes.count, sampled=found.sampled)
     if config is None or longest is None:
         return
+    try:
+        shape = model_shape(config)
+    except Exception as error:  # a model with code of its own, or not of the kind that the formula is for
+        found.warnings.append(f"the memory is not estimated: {type(error).__name__}: {error}")
+        return
     with _collecting(found.problems), refusing("the adapter does not fit the model"):
-        shape = model_shape(config, peft_config)
+        shape = shape if peft_config is None else model_shape(config, peft_config)
         setting = _setting(args, model_args, config, processes, longest)
         gpu = torch.cuda.is_available() and not args.use_cpu
         setting = replace(setting, gpu=gpu or found.elsewhere)

@@ -12,7 +12,7 @@ from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 @dataclass(frozen=True)
 class Processes:
-    """How many, and how they share the model: a sharding of trl_capo.memory."""
+    """How many, and how they share the model: `Setting.sharding` of trl_capo.memory."""
 
     count: int = 1
     sharding: str = "none"
