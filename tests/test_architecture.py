@@ -9,14 +9,16 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
-    ["losses", "agreement", "baselines", "metrics", "statistics", "fonts", "plain", "frozen", "citation"],
+    ["losses", "agreement", "baselines", "metrics", "statistics", "fonts", "plain", "frozen", "citation", "memory"],
     ["messages", "paths", "data_files", "value_types", "yaml_files"],
-    ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments", "checkpoints", "termination"],
+    ["degenerate", "memory_table", "repeats", "text_table"],
+    ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments", "launch"],
+    ["checkpoints", "termination"],
     ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "seam", "scoring", "models"],
-    ["recorder", "resuming", "loading", "tables", "report"],
+    ["nonfinite", "recorder", "resuming", "loading", "tables", "report", "token_lengths"],
     ["study_methods", "study_checks", "study_config", "study_data", "study_table", "study_plots", "study_report"],
     ["trainer", "study_trainer", "study_run"],
-    ["train", "evaluate", "study", "noise_command", "study_command"],
+    ["train", "dry_run_report", "dry_run", "evaluate", "study", "noise_command", "study_command", "env_command"],
     ["cli"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]

@@ -85,7 +85,8 @@ def two_processes(folder, models) -> list[dict]:
 def test_two_processes_train_as_one_with_twice_the_batch(one_process, two_processes, name):
     """Sharded is FSDP2 on the CPU: torch's `fully_shard`, since Accelerate falls back to plain data parallelism."""
     main, other = (rank[name] for rank in two_processes)
-    assert_same_training(one_process[name], main)
+    # Of 4-bit weights the norm of the gradient is a bfloat16, whose last digit rounding decides.
+    assert_same_training(one_process[name], main, but=("grad_norm",) if name == "qlora" else ())
     assert same(main["weights"], other["weights"])
     rates = [entry["capo/noise_rate"] for entry in main["logs"] if "capo/noise_rate" in entry]
     assert rates == [entry["capo/noise_rate"] for entry in other["logs"] if "capo/noise_rate" in entry]

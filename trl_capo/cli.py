@@ -24,6 +24,7 @@ LAUNCHED = {
 DIRECT = {
     "noise": "write a data set with noise of a known kind and amount in its preference pairs",
     "study": "compare methods under noise: a grid of runs, a table, a report and plots",
+    "env": "print versions and devices, for reports of bugs",
 }
 
 
@@ -65,6 +66,11 @@ def _launch(command: str, arguments: list[str]) -> int:
 
     from trl_capo.arguments import launch_options, launch_parser, parse, refuse_unknown, without
 
+    if command == "train":
+        from trl_capo import dry_run
+
+        if dry_run.asked_for(arguments):
+            return dry_run.main(arguments)
     parser = import_module(f"trl_capo.{command}").make_parser()
     try:
         _, from_yaml, from_argv = parse(arguments, parser)

@@ -1,6 +1,6 @@
 """Exact metrics: sums over pairs, in which every pair counts once however the pairs were cut into batches.
 
-Nothing here copies to the host until `means` is called, so that recording costs a training step no synchronisation.
+Nothing here copies to the host until `means` or `pairs` is asked for, so that recording itself makes no device wait.
 """
 
 from collections.abc import Sequence
@@ -64,6 +64,11 @@ class PairWindow:
     @property
     def empty(self) -> bool:
         return self._sums is None
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs were added; copies to the host, as `means` does."""
+        return 0 if self.empty else int(self._sums[0, 0])
 
     @property
     def vector(self) -> Tensor:

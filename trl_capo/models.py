@@ -43,7 +43,7 @@ class ModelSource:
 
 
 @contextmanager
-def _refusing(what: str, remedy: str = "") -> Iterator[None]:
+def refusing(what: str, remedy: str = "") -> Iterator[None]:
     """Within it, errors of the readers of models' files, which are of any kind, become one that says of what."""
     try:
         yield
@@ -110,7 +110,7 @@ def _adapter_folder(name: str, option: str) -> str | None:
 
 def _trained_on(folder: str, told: str) -> str | None:
     """The name of the base in an adapter's config, where there is one."""
-    with _refusing(f"{told}: its adapter_config.json cannot be read"):
+    with refusing(f"{told}: its adapter_config.json cannot be read"):
         return PeftConfig.from_pretrained(folder).base_model_name_or_path or None
 
 
@@ -180,14 +180,14 @@ def check_parts(args: Any, name: str, option: str = "model_name_or_path") -> Non
     """Refuse a model's folder whose config or tokenizer cannot be read; `args.trust_remote_code` is read."""
     told = f"{option}={name!r}"
     _load_config(args, name, told)
-    with _refusing(f"{told}: no tokenizer can be loaded", "Save the model's tokenizer there."):
+    with refusing(f"{told}: no tokenizer can be loaded", "Save the model's tokenizer there."):
         AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
 
 
 def _load_config(args: Any, base: str, told: str, remedy: str = "") -> Any:
     """The model's config, which tells whether there is such a model, and whether it can be used."""
     missing = "cannot be used" if Path(base).exists() else "is neither a folder here nor can it be had from the hub"
-    with _refusing(f"{told} {missing}", remedy):
+    with refusing(f"{told} {missing}", remedy):
         config = AutoConfig.from_pretrained(base, trust_remote_code=args.trust_remote_code)
     other_task = [name for name in config.architectures or () if "Classification" in name]
     if other_task:
@@ -202,7 +202,7 @@ def _load_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy
     """The adapter's own tokenizer, or else its base's; `told` says in errors what was asked for."""
     config = _load_config(args, base, told, remedy)
     name = adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file() else base
-    with _refusing(f"{told}: no tokenizer can be loaded from {name!r}", "Save the model's tokenizer there."):
+    with refusing(f"{told}: no tokenizer can be loaded from {name!r}", "Save the model's tokenizer there."):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     rows, largest = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values())
     if largest >= rows:

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from unicodedata import combining, east_asian_width
 
 from datasets import Dataset, DatasetDict
 
@@ -29,6 +28,7 @@ from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseCommandArguments
 from trl_capo.paths import output_folder
 from trl_capo.plain import plain, print_error
+from trl_capo.text_table import text_table
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,7 @@ def noise_table(done: Preparation) -> str:
     rows = [[plain(done.group_column or "group"), "pairs", "noisy", "%"]]
     for group, (pairs, noisy) in (*done.counts.items(), *total.items()):
         rows.append([plain(group), f"{pairs:,}", f"{noisy:,}", f"{100 * noisy / pairs:.1f}"])
-    width = max(_columns(row[0]) for row in rows)
-    lines = [row[0] + " " * (width - _columns(row[0])) + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
-    return "\n".join(lines)
-
-
-def _columns(text: str) -> int:
-    """How wide a terminal shows it."""
-    shown = [character for character in text if not combining(character)]
-    return sum(2 if east_asian_width(character) in "WF" else 1 for character in shown)
+    return text_table(rows)
 
 
 def make_parser() -> Parser:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import reduce
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -41,7 +42,7 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         self._learning = True
         self._step: tuple[Tensor, Tensor] | None = None
         self._step_labels: list[str] = []
-        self._met: list[Tensor] = []
+        self._met: list[tuple[Tensor, Tensor]] = []
         self._fit()
 
     def state(self) -> dict[str, Any]:
@@ -58,6 +59,9 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self._learning = state.epoch is None or state.epoch < 1.0
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        self.share()
 
     def rates(self, groups: Tensor, labels: Sequence[str]) -> Tensor:
         """(B,) the noise rate of every pair: its group's; the overall one for group -1 and for groups not met before.
@@ -107,7 +111,7 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             sums, count = sums + _more_rows(self._step[0], len(sums)), count + self._step[1]
         self._step, self._step_labels = (sums, count), list(labels)
         if pairs is not None:
-            self._met.append(torch.stack([pairs, rho.view(torch.int32).long()], dim=1))
+            self._met.append((pairs, rho))
 
     def end_step(self, accelerator: Accelerator) -> None:
         """Take in the pairs of an optimiser step, of all processes, and fit."""
@@ -115,9 +119,9 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             return
         sums, pairs = accelerator.reduce(self._step, reduction="sum")
         self._step = None
-        if self._met:
-            self._remember(accelerator.gather(torch.cat(self._met)))
-            self._met = []
+        for pairs_met, rho in self._met:
+            self._remember(pairs_met, rho)
+        self._met = []
         self._align(self._step_labels)
         self._block = self._block + _more_rows(sums, len(self._block))
         self._pairs = self._pairs + pairs
@@ -127,12 +131,19 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         self._block, self._pairs = torch.where(ends, 0.0, self._block), torch.where(ends, 0, self._pairs)
         self._fit()  # so that the rates are what the state of a checkpoint gives, to the bit
 
-    def _remember(self, met: Tensor) -> None:
-        """Keep the evidence of pairs that are new: (B, 2) their numbers and the bits of their relative rewards."""
-        pairs, rho = met[:, 0], met[:, 1].int().view(torch.float32)
+    def _remember(self, pairs: Tensor, rho: Tensor) -> None:
+        """Keep the evidence of the pairs, (B,) numbers and relative rewards, that are new."""
         before = self._evidence[pairs]
         found = evidence(rho, self._shares, self._grid[1]).to(before.dtype)
         self._evidence[pairs] = torch.where(before.isnan(), found, before)
+
+    def share(self) -> None:
+        """Let every process know what the others have met; all of them call it together."""
+        if PartialState().num_processes > 1:
+            met = ~self._evidence.isnan()
+            both = torch.stack([torch.where(met, self._evidence, 0.0), met]).float()
+            total, processes = reduce(both, reduction="sum")  # where several have met a pair, they know the same of it
+            self._evidence = torch.where(processes > 0, total / processes, torch.nan).to(self._evidence.dtype)
 
     def _align(self, labels: list[str]) -> None:
         """Give the sums a row for every label, these first: groups appear, and a resumed stream may reorder them."""

@@ -7,8 +7,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback
 
+from trl_capo.degenerate import DegenerationWatch
+from trl_capo.messages import get_logger
 from trl_capo.metrics import PairWindow, group_metrics
+from trl_capo.nonfinite import Suspects, count_broken
 from trl_capo.pairs import PairIndex
+
+logger = get_logger(__name__)
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "rewards/accuracies/ties")
 LOGPS = ("logps/chosen", "logps/rejected")
@@ -42,22 +47,39 @@ class PairRecorder(TrainerCallback):
     def __init__(self, accelerator: Accelerator, index: PairIndex) -> None:
         self.accelerator = accelerator
         self.index = index
-        self._step, self._window = _new_window(), _new_window()
+        self._start()
         self._evaluated: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._step, self._window = _new_window(), _new_window()
+        self._start()
 
-    def add_training(self, rows: Tensor, groups: Tensor) -> None:
-        """Add a micro-batch; with the last one of an optimiser step, the step of all processes counts as logged."""
-        self._step.add(rows, groups, len(self.index.labels))
-        if self.accelerator.sync_gradients:
-            self._window.merge(self.accelerator.gather(self._step.vector[None]))
-            self._step = _new_window()
+    def _start(self) -> None:
+        self._step, self._window = _new_window(), _new_window()
+        self._batches: list[Suspects] = []
+        self._watch = DegenerationWatch()
+
+    def add_training(self, rows: Tensor, suspects: Suspects) -> list[Suspects]:
+        """Add a micro-batch; with the last one of an optimiser step, the step of all processes counts as logged.
+
+        Returns this process's micro-batches of the step if a pair of any process is broken, and else nothing.
+        """
+        self._step.add(rows, suspects.groups, len(self.index.labels))
+        self._batches.append(suspects)
+        if not self.accelerator.sync_gradients:
+            return []
+        own = torch.cat([self._step.vector, count_broken(self._batches)])
+        steps = self.accelerator.gather(own[None])
+        self._window.merge(steps[:, :-1])
+        batches, self._step, self._batches = self._batches, _new_window(), []
+        return batches if steps[:, -1].any() else []
 
     def take_training(self) -> dict[str, float]:
         """The metrics since the last call; TRL logs its own rewards, so of those only what it has not."""
+        if self._window.empty:
+            return {}
         overall, by_group = self._window.means()
+        for sign in self._watch.add(overall, self._window.pairs):
+            logger.warning(sign)
         self._window = _new_window()
         kept = {key: value for key, value in overall.items() if key.startswith("capo/") or key.endswith("/ties")}
         return kept | group_metrics(by_group, self.index.labels[: len(by_group)])

@@ -6,7 +6,7 @@ of the vocabulary's size. On several processes each scores its share of the batc
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,14 +76,17 @@ def tokenise_all(dataset: Dataset, tokenizer: Any, max_length: int | None, name:
     Raises:
         ValueError: a row cannot be tokenised; `name` says by which model's tokenizer.
     """
-    pairs = []
-    for index, row in enumerate(dataset):
+    pairs = tokenise_rows(dataset, tokenizer, name)
+    return [None if max_length is not None and len(pair.prompt) >= max_length else pair for pair in pairs]
+
+
+def tokenise_rows(rows: Iterable[Mapping[str, Any]], tokenizer: Any, name: str) -> Iterator[TokenisedPair]:
+    """Tokenise one row after the other; raises as `tokenise_all`."""
+    for index, row in enumerate(rows):
         try:
-            pair = tokenise(row, tokenizer)
+            yield tokenise(row, tokenizer)
         except (TemplateError, TypeError, ValueError) as error:  # what chat templates raise
             raise ValueError(f"the tokenizer of {name!r} cannot tokenise row {index}: {error}") from error
-        pairs.append(None if max_length is not None and len(pair.prompt) >= max_length else pair)
-    return pairs
 
 
 @torch.no_grad()

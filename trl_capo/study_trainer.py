@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trl_capo.frozen import SequenceMemory, sequence_keys
+from trl_capo.nonfinite import Suspects
 from trl_capo.study_methods import METHODS, Batch
 from trl_capo.trainer import CAPOTrainer
 
@@ -48,10 +49,10 @@ class StudyTrainer(CAPOTrainer):
         batch = Batch(rho, self.beta, outputs, self._study_mask, self._study_state)
         return self._study_loss(batch, **self._study_own)
 
-    def _capo_record(self, rows: Tensor, groups: Tensor, pairs: Tensor | None) -> None:
-        super()._capo_record(rows, groups, pairs)
+    def _capo_record(self, rows: Tensor, suspects: Suspects) -> None:
+        super()._capo_record(rows, suspects)
         if not self.model.training:
-            gathered = self.accelerator.gather((pairs, rows[:, 0] - rows[:, 1]))
+            gathered = self.accelerator.gather((suspects.pairs, rows[:, 0] - rows[:, 1]))
             self.evaluated.update(zip(*(values.tolist() for values in gathered), strict=True))
 
     def pair_groups(self, numbers: list[int]) -> list[str]:

@@ -3,12 +3,15 @@
 Run it as `trl-capo train --config FILE` (which starts it through `accelerate launch`), as
 `accelerate launch scripts/train_capo.py --config FILE`, or call `train` from Python. Arguments and YAML keys are those
 of `trl dpo`, with CAPOConfig in place of DPOConfig. Mistakes in the arguments, the data or the model's folder end with
-one message and exit code 2, before a model is loaded; what fails while training keeps its traceback.
+one message and exit code 2, before a model is loaded; a loss that is not finite ends with one message and exit code 1;
+what else fails while training keeps its traceback.
 """
 
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -30,13 +33,25 @@ from trl_capo.messages import get_logger
 from trl_capo.models import check_model_path, check_parts
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseArguments
+from trl_capo.nonfinite import NonFiniteLoss
 from trl_capo.paths import find_path, output_folder
 from trl_capo.plain import print_error
 from trl_capo.trainer import CAPOTrainer
 
 logger = get_logger(__name__)
 
-ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig, NoiseArguments)
+
+@dataclass
+class DryRunArguments:
+    """What `trl-capo train` does instead of training."""
+
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check settings, data, model and memory without training; exit code 0, or 1 with problems."},
+    )
+
+
+ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig, NoiseArguments, DryRunArguments)
 
 
 def make_parser() -> Parser:
@@ -51,30 +66,20 @@ def build_trainer(
     model_args: ModelConfig,
     dataset_args: DatasetMixtureConfig,
     noise_args: NoiseArguments | None = None,
+    dry_run_args: DryRunArguments | None = None,
 ) -> CAPOTrainer:
     """Load the data and build the trainer that these arguments describe; noise is for the training split alone.
 
     Raises:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
+    if dry_run_args is not None and dry_run_args.dry_run:
+        raise ValueError("dry_run: it starts no processes. Run `trl-capo train --dry_run` with these options.")
     check_model_path(model_args.model_name_or_path)
     if find_path(model_args.model_name_or_path) is not None:
         check_parts(training_args, model_args.model_name_or_path)
-    _check_resume(training_args)
-    if dataset_args.datasets:
-        if script_args.dataset_name:
-            logger.warning("dataset_name is not used, because `datasets` is given.")
-        splits = load_mixture(dataset_args)
-    elif script_args.dataset_name:
-        splits = load_preference_data(
-            script_args.dataset_name, config=script_args.dataset_config, streaming=script_args.dataset_streaming
-        )
-    else:
-        raise ValueError("no data: give dataset_name (a hub name, folder or file) or a `datasets` mixture.")
-    train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
-    if noise_args is not None and noise_args.inject_noise is not None:
-        train_dataset = _with_noise(train_dataset, noise_args, training_args.group_column)
-    evaluated = training_args.eval_strategy != "no"
+    check_resume(training_args)
+    train_dataset, eval_dataset = load_data(script_args, training_args, dataset_args, noise_args)
     if isinstance(training_args.model_init_kwargs, str):
         raise ValueError(f"model_init_kwargs={training_args.model_init_kwargs!r}: give a mapping, in YAML or as JSON.")
     training_args.model_init_kwargs = {
@@ -88,7 +93,7 @@ def build_trainer(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=train_dataset,
-        eval_dataset=select_split(splits, script_args.dataset_test_split, "dataset_test_split") if evaluated else None,
+        eval_dataset=eval_dataset,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
@@ -97,6 +102,35 @@ def build_trainer(
             name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool
         ]
     return trainer
+
+
+def load_data(
+    script_args: ScriptArguments,
+    training_args: CAPOConfig,
+    dataset_args: DatasetMixtureConfig,
+    noise_args: NoiseArguments | None,
+) -> tuple[Any, Any]:
+    """The data sets that the arguments name, to train on and to evaluate on (None where nothing is evaluated).
+
+    Raises:
+        ValueError, OSError: as `build_trainer`.
+    """
+    if dataset_args.datasets:
+        if script_args.dataset_name:
+            logger.warning("dataset_name is not used, because `datasets` is given.")
+        splits = load_mixture(dataset_args)
+    elif script_args.dataset_name:
+        splits = load_preference_data(
+            script_args.dataset_name, config=script_args.dataset_config, streaming=script_args.dataset_streaming
+        )
+    else:
+        raise ValueError("no data: give dataset_name (a hub name, folder or file) or a `datasets` mixture.")
+    train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
+    if noise_args is not None and noise_args.inject_noise is not None:
+        train_dataset = _with_noise(train_dataset, noise_args, training_args.group_column)
+    if training_args.eval_strategy == "no":
+        return train_dataset, None
+    return train_dataset, select_split(splits, script_args.dataset_test_split, "dataset_test_split")
 
 
 def _with_noise(dataset: Dataset, args: NoiseArguments, group_column: str | None) -> Dataset:
@@ -123,7 +157,7 @@ def _with_noise(dataset: Dataset, args: NoiseArguments, group_column: str | None
     return dataset
 
 
-def _check_resume(training_args: CAPOConfig) -> None:
+def check_resume(training_args: CAPOConfig) -> None:
     """`true` and `false` on a command line mean the last whole checkpoint, and none; a path must be a whole one."""
     named = training_args.resume_from_checkpoint
     if isinstance(named, str) and named.lower() in ("true", "false"):
@@ -163,11 +197,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"the trainer cannot be built: {type(error).__name__}: {error}\nWhere it happens, "
                 "trl_capo.train.build_trainer says from Python."
             )
-        if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake
-            print_error("trl-capo train", error)
+        _say(error)
         return 2
-    train(trainer, dataset_name=parsed[0].dataset_name)
+    try:
+        train(trainer, dataset_name=parsed[0].dataset_name)
+    except NonFiniteLoss as error:
+        _say(error)
+        return 1
     return 0
+
+
+def _say(error: Exception) -> None:
+    if os.environ.get("RANK", "0") == "0":  # every process finds the same mistake
+        print_error("trl-capo train", error)
 
 
 if __name__ == "__main__":

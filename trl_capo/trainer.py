@@ -20,6 +20,7 @@ from trl_capo.config import CAPOConfig, sigmoid_weight
 from trl_capo.data import check_preference_data, refuse_empty
 from trl_capo.losses import confidence_scale, relative_reward
 from trl_capo.noise_rate import NoiseRateEstimate
+from trl_capo.nonfinite import Suspects, broken_kinds, non_finite_loss
 from trl_capo.pairs import COLUMNS, LABEL, PAIR, PairCollator, PairIndex
 from trl_capo.recorder import PairRecorder, pair_rows
 from trl_capo.resuming import ResumableDPOTrainer
@@ -43,6 +44,9 @@ class CAPOTrainer(ResumableDPOTrainer):
 
     Training values cover the logging window. In evaluation these and TRL's own `rewards/*` and `logps/*` cover the
     data set: every pair once, on all processes, whatever the batch size. Every key carries the data set's name.
+
+    A training step with a log-probability or loss that is not a finite number raises `NonFiniteLoss`, which names its
+    pairs, before the weights are updated; signs that a training goes nowhere are warned of (degenerate.py).
 
     Raises:
         TypeError: `args` is not a `CAPOConfig`.
@@ -149,7 +153,8 @@ class CAPOTrainer(ResumableDPOTrainer):
         loss = self._capo_loss(dpo_loss, rho, scale, policy.value)
 
         rewards = tuple(self.beta * logratio for logratio in logratios)
-        self._capo_record(pair_rows(rewards, logps, rho, scale, agreed * (1.0 - rate), rate), groups, pairs)
+        suspects = Suspects(broken_kinds(logps, references, rho, loss), groups, pairs)
+        self._capo_record(pair_rows(rewards, logps, rho, scale, agreed * (1.0 - rate), rate), suspects)
         estimate = self._capo_estimate
         if estimate is not None and self.model.training:
             estimate.add(rho, groups, self._capo_index.labels, pairs)
@@ -190,12 +195,12 @@ class CAPOTrainer(ResumableDPOTrainer):
         if self.loss_types == ["sigmoid"] and not self.use_weighting and not self.aux_loss_enabled:
             check_agreement(dpo_loss, self._capo_sigmoid_weight * -F.logsigmoid(rho.detach()).mean())
 
-    def _capo_record(self, rows: Tensor, groups: Tensor, pairs: Tensor | None) -> None:
-        """Add a batch to the metrics: (B, columns) values, (B,) groups and (B,) pair numbers."""
-        if self.model.training:
-            self._capo_recorder.add_training(rows, groups)
-        else:
-            self._capo_recorder.add_evaluation(rows, groups, pairs)
+    def _capo_record(self, rows: Tensor, suspects: Suspects) -> None:
+        """Add a batch to the metrics, (B, columns) values; refuse a training step that would spoil the weights."""
+        if not self.model.training:
+            self._capo_recorder.add_evaluation(rows, suspects.groups, suspects.pairs)
+        elif batches := self._capo_recorder.add_training(rows, suspects):
+            raise non_finite_loss(self, self._capo_index, batches)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

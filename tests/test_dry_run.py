@@ -1,0 +1,180 @@
+"""A dry run sees what a training would meet, all at once, and leaves no trace."""
+
+import json
+
+import pytest
+import yaml
+from conftest import CPU_ARGUMENTS, as_conversation, byte_tokenizer, make_pairs, tiny_config
+from safetensors.torch import save_file
+from torch import zeros
+from transformers import MambaConfig
+from trl import DPOConfig, DPOTrainer
+
+from trl_capo import cli
+from trl_capo.dry_run import optimiser_steps
+
+BROKEN_CONFIG = {"noise_rate": 0.7, "loss_type": "hinge"}
+
+
+@pytest.fixture
+def model_without_weights(tmp_path) -> str:
+    """A folder whose weights are not the model's: to load them would fail."""
+    folder = tmp_path / "model"
+    tiny_config(architectures=["LlamaForCausalLM"]).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    save_file({"nothing": zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.fixture
+def dry_run(tmp_path, model_without_weights, capfd):
+    """Exit code and output of `trl-capo train --dry_run` on rows; words are added, options win, None removes one."""
+
+    def run(rows=None, words=(), **changes) -> tuple[int, str]:
+        rows = make_pairs().to_list() if rows is None else rows
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+        options = CPU_ARGUMENTS | {"dataset_name": str(tmp_path / "pairs.jsonl"), "output_dir": str(tmp_path / "out")}
+        options |= {"model_name_or_path": model_without_weights} | changes
+        (tmp_path / "run.yaml").write_text(yaml.dump({k: v for k, v in options.items() if v is not None}))
+        before = sorted(tmp_path.rglob("*"))
+        capfd.readouterr()
+        code = cli.main(["train", "--config", str(tmp_path / "run.yaml"), "--dry_run", *words])
+        output = capfd.readouterr()
+        assert sorted(tmp_path.rglob("*")) == before
+        assert "Traceback" not in output.out + output.err
+        return code, " ".join(output.out.split()) + (output.err if code == 2 else "")
+
+    return run
+
+
+def test_sound_data_and_settings_are_described(dry_run):
+    """24 pairs, 8 a language; the longest prompt and answer are known by the bytes; 6 batches, 3 steps an epoch."""
+    code, output = dry_run(max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=2, beta=0.3)
+    assert code == 0
+    longest = max(len((r["prompt"] + r[s]).encode()) + 1 for r in make_pairs() for s in ("chosen", "rejected"))
+    assert "beta=0.3" in output[output.index("set:") : output.index("default:")]
+    assert "noise_rate=auto" in output[output.index("default:") : output.index("Tokens")]
+    assert "日本 8" in output
+    assert f" {longest} 0.0 " in output[output.index("all pairs 24") :]
+    assert "6 optimiser steps of 8 pairs, 2.0 epochs of 24 pairs (4 a device x 2 accumulated x 1 process)" in output
+    assert f"at 4 pairs of {longest} tokens" in output
+    assert "parameters 37,280" in output
+    assert output.endswith("Dry run: 0 problems, 0 warnings. Nothing was trained or written.")
+
+
+def test_conversations_streams_mixtures_and_launch_options(dry_run, tmp_path):
+    code, output = dry_run([as_conversation(row) for row in make_pairs()], dataset_streaming=True)
+    assert (code, "first rows of a stream" in output, "3 optimiser steps of 4 pairs, a stream" in output) == (
+        0,
+        True,
+        True,
+    )
+    code, output = dry_run(dataset_streaming=True, max_steps=-1)
+    assert code == 1
+    assert "max_steps: a stream has no known length" in output
+    mixture = [{"path": "json", "data_files": str(tmp_path / "pairs.jsonl")}] * 2
+    code, output = dry_run(dataset_name=None, datasets=mixture)
+    assert (code, "24 of 48 rows: repeats an earlier pair" in output) == (0, True)
+    code, output = dry_run(words=["--accelerate_config", "zero3", "--num_processes", "3"])
+    assert (code, "4 a device x 1 accumulated x 3 processes" in output) == (0, True)
+
+
+def test_warnings_leave_the_exit_code_0(dry_run):
+    rows = make_pairs().to_list()
+    rows += [rows[0], rows[1] | {"chosen": rows[1]["rejected"], "rejected": rows[1]["chosen"]}]
+    rows[5]["rejected"] = rows[5]["chosen"]
+    rows[2]["prompt"] = "x" * 90
+    code, output = dry_run(rows, max_length=80)
+    assert code == 0
+    assert "chosen equals rejected, which says nothing of a preference, in 1 of 26 rows (row 5)" in output
+    assert "1 of 26 rows: repeats an earlier pair" in output
+    assert "1 of 26 rows: contradicts an earlier pair" in output
+    assert "max_length=80 cuts 3.8% of the pairs (日本 12.5%)" in output
+    assert "1 of 26 pairs (日本 1) are left out" in output
+    assert "of 25 pairs (4 a device" in output
+    assert "0 problems, 5 warnings" in output
+
+
+def test_all_problems_come_at_once(dry_run):
+    rows = [row | {"chosen": None} for row in make_pairs()]
+    code, output = dry_run(rows, **BROKEN_CONFIG, model_name_or_path="./missing", lora_r=4)
+    assert code == 1
+    for text in (
+        "noise_rate=0.7",
+        "loss_type=['hinge']",
+        "chosen is null in 24 of 24",
+        "model_name_or_path='./missing'",
+    ):
+        assert text in output, text
+    assert "3 problems" in output
+
+
+PROBLEMS = {
+    "no data": ({"dataset_name": None}, "no data"),
+    "no such file": ({"dataset_name": "./missing.jsonl"}, "dataset_name='./missing.jsonl'"),
+    "no such split": ({"eval_strategy": "steps"}, "dataset_test_split='test'"),
+    "no such group": ({"group_column": "tongue"}, "group_column='tongue'"),
+    "no prompt fits": ({"max_length": 5}, "every prompt is at least that long"),
+    "no checkpoint": ({"resume_from_checkpoint": "./missing"}, "resume_from_checkpoint='./missing'"),
+    "no such modules": ({"use_peft": True, "lora_target_modules": ["nosuch"]}, "nosuch"),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_problem_gives_code_1_and_its_name(dry_run, name):
+    changes, text = PROBLEMS[name]
+    code, output = dry_run(**changes)
+    assert (code, text in output, "1 problem," in output) == (1, True, True), output
+
+
+def test_what_is_no_option_gives_code_2(dry_run):
+    code, output = dry_run(words=["--nosuch", "1"])
+    assert code == 2
+    assert "--nosuch" in output
+
+
+def test_a_machine_without_a_gpu_checks_for_one_that_has(dry_run):
+    code, output = dry_run(use_cpu=None, bf16=True)
+    assert code == 0
+    assert "the rest is checked for one that has" in output
+    assert "main memory" not in output
+    code, output = dry_run(use_cpu=None, bf16=True, noise_rate=0.7)
+    assert (code, "noise_rate=0.7" in output, "2 problems" in output) == (1, True, True)
+
+
+def test_secrets_are_not_shown(dry_run):
+    assert "geheim" not in dry_run(hub_token="geheim")[1]
+
+
+def test_a_memory_that_is_too_small_is_a_warning(dry_run):
+    """A micro-batch of 10 million pairs of tens of bytes takes terabytes."""
+    code, output = dry_run(per_device_train_batch_size=10_000_000)
+    assert code == 0
+    assert "GiB a device, and here are" in output
+
+
+def test_a_model_of_another_kind_is_trained_without_an_estimate(dry_run, model_without_weights):
+    """Mamba has no attention, whose width the formula asks for."""
+    MambaConfig(architectures=["MambaForCausalLM"], vocab_size=260).save_pretrained(model_without_weights)
+    code, output = dry_run()
+    assert (code, "the memory is not estimated" in output) == (0, True)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_steps_are_those_of_the_trainer(make_args, model_dir, drop_last):
+    for pairs, batch, accumulation, epochs in ((24, 4, 1, 3), (23, 4, 4, 2), (7, 2, 3, 1.5), (5, 8, 2, 1)):
+        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        sizes |= {"num_train_epochs": epochs, "max_steps": -1, "dataloader_drop_last": drop_last, "learning_rate": 0.0}
+        if drop_last and pairs < batch:
+            continue  # nothing is left of them
+        args = make_args(DPOConfig, **sizes)
+        trainer = DPOTrainer(model_dir, args=args, train_dataset=make_pairs(pairs))
+        trainer.train()
+        assert optimiser_steps(args, pairs, 1) == trainer.state.global_step
+
+
+def test_steps_of_several_processes_by_hand(make_args):
+    """26 pairs in batches of 4 are 7 batches; 3 processes take 3 each, some again; of 2 accumulated, 2 steps."""
+    args = make_args(max_steps=-1, num_train_epochs=3, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    assert optimiser_steps(args, 26, 3) == 6
