@@ -34,8 +34,8 @@ class CAPOTrainer(ResumableDPOTrainer):
     `mean_i s_i * -log sigmoid(rho_i)` (docs/method.md, eq. 5) in place of the "sigmoid" term of `loss_type`; other
     terms, the MoE auxiliary loss and TRL's metrics stay as they are. Logged beside them, in training and evaluation:
 
-    - `capo/noise_rate`: the rate in use, in [0, 0.5], as a mean over the pairs; in training with the rate "auto" also
-      `capo/noise_rate/<group>`, the present estimate for every group of `group_column`;
+    - `capo/noise_rate`: the rate in use, in [0, 0.5], as a mean over the pairs, of those met again their own (eq. 7);
+      in training with the rate "auto" also `capo/noise_rate/<group>`, the estimate for every group of `group_column`;
     - `capo/confidence`: mean confidence c that a label is right, in [0, 1];
     - `capo/scale`, `capo/scale_min`, `capo/scale_max`: the scale s of the pair losses, in [0, 2];
     - `capo/contradicted`: share of the pairs with a negative relative reward, which the model ranks against the label;
