@@ -31,7 +31,7 @@ BY_MICRO_BATCH = ("entropy", "mean_token_accuracy", "logits/chosen", "logits/rej
 NOT_COMPARED = ("runtime", "per_second", "total_flos", "epoch")
 
 
-def assert_same_training(one: dict, other: dict, but: tuple[str, ...] = ()):
+def assert_same_training(one: dict, other: dict, but: tuple[str, ...] = (), atol=2e-4):
     """Everything that is logged, step by step, and the weights after each step."""
     assert len(one["logs"]) == len(other["logs"]) >= 4
     for entry, found in zip(one["logs"], other["logs"], strict=True):
@@ -39,7 +39,7 @@ def assert_same_training(one: dict, other: dict, but: tuple[str, ...] = ()):
         assert entry.keys() == found.keys()
         expected = {key: pytest.approx(entry[key], rel=2e-3, abs=1e-5) for key in compared}
         assert {key: found[key] for key in compared} == expected
-    torch.testing.assert_close(one["steps"], other["steps"], rtol=1e-2, atol=2e-4)
+    torch.testing.assert_close(one["steps"], other["steps"], rtol=1e-2, atol=atol)
     assert len(one["steps"]) == len(other["steps"]) >= 4
 
 
@@ -85,8 +85,9 @@ def two_processes(folder, models) -> list[dict]:
 def test_two_processes_train_as_one_with_twice_the_batch(one_process, two_processes, name):
     """Sharded is FSDP2 on the CPU: torch's `fully_shard`, since Accelerate falls back to plain data parallelism."""
     main, other = (rank[name] for rank in two_processes)
-    # Of 4-bit weights the norm of the gradient is a bfloat16, whose last digit rounding decides.
-    assert_same_training(one_process[name], main, but=("grad_norm",) if name == "qlora" else ())
+    # Gradients of adapters on 4-bit weights are bfloat16: where one is near 0, rounding decides the sign of Adam's step.
+    rounded = {"but": ("grad_norm",), "atol": 2 * AUTO["learning_rate"]} if name == "qlora" else {}
+    assert_same_training(one_process[name], main, **rounded)
     assert same(main["weights"], other["weights"])
     rates = [entry["capo/noise_rate"] for entry in main["logs"] if "capo/noise_rate" in entry]
     assert rates == [entry["capo/noise_rate"] for entry in other["logs"] if "capo/noise_rate" in entry]
