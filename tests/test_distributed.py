@@ -85,7 +85,7 @@ def two_processes(folder, models) -> list[dict]:
 def test_two_processes_train_as_one_with_twice_the_batch(one_process, two_processes, name):
     """Sharded is FSDP2 on the CPU: torch's `fully_shard`, since Accelerate falls back to plain data parallelism."""
     main, other = (rank[name] for rank in two_processes)
-    # Gradients of adapters on 4-bit weights are bfloat16: where one is near 0, rounding decides the sign of Adam's step.
+    # Gradients of adapters on 4-bit weights are bfloat16: near 0, rounding decides the sign of Adam's step.
     rounded = {"but": ("grad_norm",), "atol": 2 * AUTO["learning_rate"]} if name == "qlora" else {}
     assert_same_training(one_process[name], main, **rounded)
     assert same(main["weights"], other["weights"])
