@@ -9,6 +9,7 @@ what else fails while training keeps its traceback.
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -178,6 +179,10 @@ def train(trainer: CAPOTrainer, *, dataset_name: str | None = None) -> None:
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
         trainer.accelerator.print(f"Model pushed to the hub as {trainer.hub_model_id}.")
+    if torch.distributed.is_initialized():
+        # Gloo's threads put down their last work under Python's lock, which a group that is destroyed holds while it
+        # waits for them (seen with torch 2.13): now and then processes on CPUs would never end.
+        time.sleep(0.5)
     trainer.end()
 
 
