@@ -2,26 +2,30 @@
 
     python scripts/benchmark.py [--model FOLDER] [--train full lora qlora] [--pairs 8] [--tokens 128 512] [--steps 20]
                                 [--languages 12] [--memory]
+    python scripts/benchmark.py --estimate
 
 Without a model it takes a small random Llama with a vocabulary of 32,000. A line for every way to train, number of
 pairs and number of tokens: both trainers get the same batches in turn, first one and then the other leading, so that
 what else the machine does hits both. A step is forward, loss, backward and optimiser step; its time is the median.
 Every sequence has exactly `--tokens` tokens, half of them the prompt's. With `--languages` CAPO estimates and reports
 a rate for each, without it one for all. `--memory` adds the peak of processes of their own, three rounds of one per
-trainer: of the GPU's allocator, or on a CPU the resident set. Ratios are CAPO over DPO.
+trainer: of the GPU's allocator, or on a CPU (Linux) the resident set. Ratios are CAPO over DPO. `--estimate` times the
+estimate of the noise rates alone, which does not depend on the model.
 """
 
 import argparse
 import itertools
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -30,6 +34,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo import CAPOConfig, CAPOTrainer
+from trl_capo.noise_rate import NoiseRateEstimate
 
 KINDS = {"dpo": (DPOTrainer, DPOConfig), "capo": (CAPOTrainer, CAPOConfig)}
 GPU = torch.cuda.is_available()
@@ -139,7 +144,28 @@ def peak_of(kind: str, *case) -> float:
     trainer.train()
     if GPU:
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    status = Path("/proc/self/status").read_text(encoding="utf-8")  # getrusage also counts the process that started it
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 2**10
+
+
+def print_estimate() -> None:
+    """Milliseconds a step, of pairs met for the first time, by pairs a step and number of languages."""
+    accelerator, device = Accelerator(), torch.device("cuda" if GPU else "cpu")
+    print("| languages | pairs | ms a step |\n|---:|---:|---:|")
+    for languages, pairs in itertools.product((1, 12, 60), (8, 64)):
+        estimate, labels, times = NoiseRateEstimate(), [f"language {index}" for index in range(languages)], []
+        estimate.make_room(100 * pairs, device)
+        for start in range(0, 100 * pairs, pairs):
+            rho, numbers = torch.randn(pairs, device=device), torch.arange(start, start + pairs, device=device)
+            begun = time.perf_counter()
+            rates = estimate.rates(numbers % languages, labels)
+            estimate.own_rates(numbers, rates)
+            estimate.add(rho, numbers % languages, labels, numbers)
+            estimate.end_step(accelerator)
+            if GPU:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - begun)
+        print(f"| {languages} | {pairs} | {1000 * statistics.median(times):.2f} |")
 
 
 def row(args: argparse.Namespace, how: str, pairs: int, tokens: int, folder: str) -> list[str]:
@@ -164,9 +190,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--languages", type=int, default=0)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--estimate", action="store_true", help="time the estimate of the noise rates alone")
     parser.add_argument("--peak_of", choices=KINDS, help=argparse.SUPPRESS)  # one process measures itself
     args = parser.parse_args()
     logging.set_verbosity_error()
+    if args.estimate:
+        print_estimate()
+        return
     with tempfile.TemporaryDirectory() as folder:
         args.model = args.model or save_random_model(f"{folder}/model")
         if args.peak_of:

@@ -57,6 +57,21 @@ def test_a_checkpoint_that_lacks_any_part_of_any_file_is_passed_over(output, cap
     assert find_fault(last) is None
 
 
+@pytest.mark.parametrize("name", ["trainer_state.json", "capo_state.json"])
+@pytest.mark.parametrize("content", ["[]", "{}", "null"])
+def test_a_state_that_says_nothing_is_none(output, name, content):
+    (output / "checkpoint-2" / name).write_text(content)
+    assert choose_checkpoint(True, str(output)) == str(output / "checkpoint-1")
+
+
+def test_a_checkpoint_of_the_model_alone_is_not_gone_on_from(make_args, model_dir, pairs):
+    """Without the optimiser's state the training would go on otherwise than it would have."""
+    args = make_args(**SAVING | {"save_only_model": True})
+    CAPOTrainer(model_dir, args=args, train_dataset=pairs).train()
+    with pytest.raises(ValueError, match="it has the model alone, not where its training was"):
+        choose_checkpoint(f"{args.output_dir}/checkpoint-2", args.output_dir)
+
+
 def test_without_a_whole_checkpoint_training_starts_from_the_beginning(output, make_args, model_dir, pairs, caplog):
     for number in (1, 2):
         (output / f"checkpoint-{number}" / "trainer_state.json").unlink()

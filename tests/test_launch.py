@@ -26,3 +26,10 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1\n")
     with pytest.raises(ValueError, match="bad.yaml"):
         read_launch(["--accelerate_config", str(tmp_path / "bad.yaml")])
+
+
+@pytest.mark.parametrize("line", ["num_processes: abc", "distributed_type: DEEPSPEED\ndeepspeed_config: 5"])
+def test_values_of_a_wrong_type_are_refused(tmp_path, line):
+    (tmp_path / "launch.yaml").write_text(line)
+    with pytest.raises(ValueError, match="the options of `accelerate launch` cannot be used"):
+        read_launch(["--config_file", str(tmp_path / "launch.yaml")])

@@ -16,7 +16,7 @@ from conftest import CPU_ARGUMENTS, make_pairs
 from datasets import Dataset
 from test_modes import load
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo import CAPOConfig, CAPOTrainer, train
@@ -36,7 +36,8 @@ def faulty(folder) -> LlamaForCausalLM:
     from conftest import byte_tokenizer
 
     model = load(folder)
-    model.get_input_embeddings().weight.data[byte_tokenizer().convert_tokens_to_ids("~")] = math.nan
+    embedding = model.get_input_embeddings().weight.requires_grad_(False)  # trained weights must be finite to be saved
+    embedding.data[byte_tokenizer().convert_tokens_to_ids("~")] = math.nan
     return model
 
 
@@ -103,10 +104,29 @@ def test_a_loss_that_is_not_finite_of_finite_pairs_is_every_pairs():
 
 
 def test_gradients_that_overflow_are_left_to_the_loss_scaler(make_args, model_dir, pairs):
-    trainer = CAPOTrainer(load(model_dir), args=make_args(max_steps=1, max_grad_norm=0.0), train_dataset=pairs)
+    """The scaler leaves such a step out; here a callback does."""
+
+    class LeaveOut(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            model.zero_grad()
+
+    args = make_args(max_steps=1, max_grad_norm=0.0)
+    trainer = CAPOTrainer(load(model_dir), args=args, train_dataset=pairs, callbacks=[LeaveOut()])
     trainer.model.lm_head.weight.register_hook(lambda gradient: gradient * math.inf)
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("save_strategy", ["steps", "no"])
+def test_weights_that_a_gradient_has_spoilt_are_not_saved(make_args, model_dir, pairs, save_strategy):
+    """The gradient of one weight is NaN in the last step alone, of which no later loss can tell."""
+    args = make_args(**SEQUENTIAL | {"max_steps": 3, "save_strategy": save_strategy})
+    trainer = CAPOTrainer(load(model_dir), args=args, train_dataset=pairs)
+    weight = next(trainer.model.parameters())
+    weight.register_hook(lambda gradient: gradient * math.nan if trainer.state.global_step == 2 else gradient)
+    assert "step 3: the weights are no longer finite numbers, and are not saved" in refused(trainer)
+    saved = sorted(path.name for path in Path(args.output_dir).glob("checkpoint-*"))
+    assert saved == (["checkpoint-1", "checkpoint-2"] if save_strategy == "steps" else [])
 
 
 def test_the_command_says_it_once_and_ends_with_code_1(model_dir, tmp_path, capfd):
@@ -115,7 +135,7 @@ def test_the_command_says_it_once_and_ends_with_code_1(model_dir, tmp_path, capf
         (tmp_path / "faulty" / file.name).write_bytes(file.read_bytes())
     with_fault().to_json(tmp_path / "pairs.jsonl", force_ascii=False)
     options = CPU_ARGUMENTS | SEQUENTIAL | {"output_dir": tmp_path / "out", "dataset_name": tmp_path / "pairs.jsonl"}
-    options["model_name_or_path"] = tmp_path / "faulty"
+    options |= {"model_name_or_path": tmp_path / "faulty", "use_peft": True}
     assert train.main([word for key, value in options.items() for word in (f"--{key}", str(value))]) == 1
     error = capfd.readouterr().err
     assert error.count("trl-capo train: error: step 3:") == 1

@@ -2,7 +2,7 @@
 
 Transformers writes `trainer_state.json` last, so a checkpoint without a readable one was killed while it was written.
 `capo_state.json` comes right before it, when all processes have written their files, and has the sizes of these: a
-folder that was half deleted, or whose disk lost what was written last, is known by them.
+folder that was half deleted, or whose files are cut off, is known by them.
 """
 
 import json
@@ -54,17 +54,19 @@ def find_fault(checkpoint: Path) -> str | None:
     if not checkpoint.is_dir():
         return "there is no such folder"
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        files = (read_state(checkpoint) or {"files": {}})["files"]
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+        files = read_state(checkpoint)["files"] if (checkpoint / CAPO_STATE_NAME).exists() else {}
     except FileNotFoundError:
         return f"{TRAINER_STATE_NAME}, which is written last, is missing"
-    except ValueError:
-        return f"{TRAINER_STATE_NAME} or {CAPO_STATE_NAME} is cut off"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{TRAINER_STATE_NAME} or {CAPO_STATE_NAME} is cut off, or something else"
     sizes = _sizes(checkpoint)
     missing = [name for name in files if name not in sizes]
     changed = [name for name, size in files.items() if sizes.get(name, size) != size]
     if missing or changed:
         return f"{missing[0]} is missing" if missing else f"{changed[0]} has not the size that was written"
+    if not any(name.startswith("rng_state") for name in sizes):
+        return "it has the model alone, not where its training was (save_only_model)"
     return None
 
 

@@ -84,7 +84,7 @@ def _launch(command: str, arguments: list[str]) -> int:
         return _exit_code(error.returncode)
     except ChildFailedError as error:
         return _exit_code(error.get_first_failure()[1].exitcode)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ImportError: of a launcher that is not installed
         print_error(f"trl-capo {command}", error)
         return 2
     return 0

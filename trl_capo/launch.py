@@ -24,6 +24,13 @@ def read_launch(words: Sequence[str]) -> Processes:
     Raises:
         ValueError, OSError: the file of options cannot be read.
     """
+    try:
+        return _read(words)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"the options of `accelerate launch` cannot be used: {error}") from error
+
+
+def _read(words: Sequence[str]) -> Processes:
     options = launch_parser().parse_args([*resolve_accelerate_config_argument(list(words)), "none.py"])
     file = read_yaml(options.config_file) if options.config_file else {}
     kind = file.get("distributed_type")

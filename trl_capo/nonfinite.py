@@ -1,8 +1,9 @@
 """Log-probabilities and losses that are not finite numbers: which pairs of an optimiser step have them, and the error.
 
 Flags stay on the device and cross to the host as one number an optimiser step, in the gather that the metrics make
-anyway; only where that number is not 0 is anything looked up. Gradients are not looked at: with a loss scaler
-(`fp16`) theirs may overflow, which the scaler deals with, but log-probabilities and losses are computed before it.
+anyway; only where that number is not 0 is anything looked up. Gradients are not looked at in every step: with a loss
+scaler (`fp16`) theirs may overflow, which the scaler deals with, but log-probabilities and losses are computed before
+it. What a gradient that is not finite does to the weights is found when they are to be saved.
 """
 
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -63,10 +65,28 @@ def non_finite_loss(trainer: Trainer, index: PairIndex, batches: list[Suspects])
     kept = f"the last checkpoint, {checkpoint}, is kept" if checkpoint else "there is no checkpoint yet"
     return NonFiniteLoss(
         f"step {trainer.state.global_step + 1}: not a finite number for {len(found)} of its pairs: {shown}. Training "
-        f"stopped before the model was updated with it; {kept}. If the reference's are among them, the model itself "
+        f"stopped before the model was updated with it; {kept}.\nIf the reference's are among them, the model itself "
         "overflows: try bf16 in place of fp16, or float32. If only the policy's are, the training has diverged: lower "
         "the learning rate, or warm up for longer. If it is always the same pairs, look at them."
     )
+
+
+def refuse_spoilt_weights(trainer: Trainer) -> None:
+    """Refuse to save trained weights that are not finite numbers; all processes call it together.
+
+    Raises:
+        NonFiniteLoss: they are not; nothing has been saved.
+    """
+    trained = [weights for weights in trainer.model.parameters() if weights.requires_grad and weights.numel()]
+    local = [weights.to_local() if isinstance(weights, DTensor) else weights for weights in trained]
+    broken = [~weights.detach().isfinite().all() for weights in local] or [torch.tensor(False)]
+    spoilt = torch.stack([flag.to(trainer.accelerator.device) for flag in broken]).any().float()
+    if trainer.accelerator.reduce(spoilt, reduction="sum").item():
+        raise NonFiniteLoss(
+            f"step {trainer.state.global_step}: the weights are no longer finite numbers, and are not saved; earlier "
+            "checkpoints are kept. A gradient was not finite: lower the learning rate, warm up for longer, or clip "
+            "harder (max_grad_norm)."
+        )
 
 
 def _describe(trainer: Trainer, index: PairIndex, batch: Suspects, place: int, where: str) -> str:

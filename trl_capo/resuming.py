@@ -8,6 +8,7 @@ from trl import DPOTrainer
 
 from trl_capo.checkpoints import choose_checkpoint, read_state, write_state
 from trl_capo.noise_rate import NoiseRateEstimate
+from trl_capo.nonfinite import refuse_spoilt_weights
 from trl_capo.recorder import PairRecorder
 from trl_capo.termination import checkpoint_on_sigterm
 
@@ -26,9 +27,12 @@ class ResumableDPOTrainer(DPOTrainer):
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         checkpoint = choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
         with checkpoint_on_sigterm(self):
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            done = super().train(checkpoint, trial, ignore_keys_for_eval)
+        refuse_spoilt_weights(self)
+        return done
 
     def _save_checkpoint(self, model, trial):
+        refuse_spoilt_weights(self)
         if self.args.should_save:  # an older checkpoint of this step is no whole one while it is overwritten
             folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
