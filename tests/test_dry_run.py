@@ -117,6 +117,11 @@ PROBLEMS = {
     "no such group": ({"group_column": "tongue"}, "group_column='tongue'"),
     "no prompt fits": ({"max_length": 5}, "every prompt is at least that long"),
     "no checkpoint": ({"resume_from_checkpoint": "./missing"}, "resume_from_checkpoint='./missing'"),
+    "no full batch": (
+        {"dataloader_drop_last": True, "per_device_train_batch_size": 25, "max_steps": -1},
+        "dataloader_drop_last: 24 pairs do not fill a batch",
+    ),
+    "no folder to write to": ({"output_dir": __file__}, f"output_dir={__file__!r}: it cannot be written to"),
     "no such modules": ({"use_peft": True, "lora_target_modules": ["nosuch"]}, "nosuch"),
 }
 

@@ -29,6 +29,7 @@ from trl_capo.groups import find_groups
 from trl_capo.launch import Processes, read_launch
 from trl_capo.memory import Setting, model_shape
 from trl_capo.models import check_model_path, refusing
+from trl_capo.paths import output_folder
 from trl_capo.plain import print_error
 from trl_capo.repeats import repeat_warnings
 from trl_capo.token_lengths import ALL_PAIRS, measure_lengths
@@ -78,6 +79,8 @@ def main(argv: Sequence[str]) -> int:
     if training_args is not None:
         with _collecting(found.problems):
             check_resume(training_args)
+        with _collecting(found.problems):
+            output_folder(training_args.output_dir)
         _check_training(found, training_args, model_args, processes, pairs, *source)
     print(report(found))
     return 1 if found.problems else 0
@@ -170,6 +173,11 @@ def _check_training(
                 found.problems.append(f"max_length={args.max_length}: every prompt is at least that long.")
     if found.pairs and not (found.sampled and args.max_steps <= 0):
         found.steps = steps_line(args, found.pairs, processes.count, sampled=found.sampled)
+        if not optimiser_steps(args, found.pairs, processes.count):
+            found.problems.append(
+                f"dataloader_drop_last: {found.pairs:,} pairs do not fill a batch of every process. Give a "
+                f"per_device_train_batch_size below {args.per_device_train_batch_size:,}."
+            )
     if config is None or longest is None:
         return
     try:
@@ -192,8 +200,7 @@ def optimiser_steps(args: CAPOConfig, pairs: int, processes: int) -> int:
         return args.max_steps
     round_up = math.floor if args.dataloader_drop_last else math.ceil
     batches = round_up(round_up(pairs / args.per_device_train_batch_size) / processes)
-    per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
-    return math.ceil(args.num_train_epochs * per_epoch)
+    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
 def steps_line(args: CAPOConfig, pairs: int, processes: int, *, sampled: bool) -> str:
