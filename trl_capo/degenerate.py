@@ -1,9 +1,9 @@
 """Signs that a training goes nowhere, read from the means that are logged anyway, and what to try.
 
-The thresholds were set against the training logs of runs of the study on the demo's data (docs/study.md: CAPO, DPO and
-robust DPO, 0 to 40 % flips, one to three epochs). None had more than 56 % of a window's pairs contradicted, a mean scale
-below 0.23 or, at a noise rate of 0.05 or more, a mean confidence above 0.99. Chosen rewards fell in all of them, as they
-do in DPO: to -7.5 at most after one epoch, and to -10 and below in robust DPO and in CAPO's three epochs.
+The thresholds were held against the training logs of runs of the study on the demo's data (docs/study.md: CAPO, DPO
+and robust DPO, 0 to 40 % flips, one to three epochs). None had more than 56 % of a window's pairs contradicted, a mean
+scale below 0.23 or, at a noise rate of 0.05 or more, a mean confidence above 0.99. Chosen rewards fell in all of them,
+as they do in DPO: to -7.5 at most after one epoch, and to -10 and below in robust DPO and in CAPO's three epochs.
 """
 
 from collections.abc import Mapping
