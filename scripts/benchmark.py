@@ -16,13 +16,11 @@ estimate of the noise rates alone, which does not depend on the model.
 import argparse
 import itertools
 import json
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +32,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo import CAPOConfig, CAPOTrainer
+from trl_capo.memory import peak_memory
 from trl_capo.noise_rate import NoiseRateEstimate
 
 KINDS = {"dpo": (DPOTrainer, DPOConfig), "capo": (CAPOTrainer, CAPOConfig)}
@@ -142,10 +141,7 @@ def peak_of(kind: str, *case) -> float:
     trainer = make_trainer(kind, *case)
     trainer.args.max_steps = 3
     trainer.train()
-    if GPU:
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text(encoding="utf-8")  # getrusage also counts the process that started it
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 2**10
+    return peak_memory() / 2**20
 
 
 def print_estimate() -> None:

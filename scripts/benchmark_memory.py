@@ -10,7 +10,6 @@ estimate assumes.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trl_capo import CAPOConfig, CAPOTrainer
-from trl_capo.memory import Setting, estimate, model_shape
+from trl_capo.memory import Setting, estimate, model_shape, peak_memory
 
 TOKENS = 128
 SIZES = {"hidden_size": 384, "head_dim": 64, "intermediate_size": 1024, "num_hidden_layers": 8}
@@ -77,7 +76,7 @@ def run(case: str, folder: str) -> tuple[int, int, int]:
         LlamaForCausalLM(config).save_pretrained(folder)
         before = psutil.Process().memory_info().rss
         args = train(config, folder, lora, **options)
-    measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    measured = peak_memory() - before
     reference = lora is None and not args.precompute_ref_log_probs
     checkpointing = args.gradient_checkpointing
     setting = Setting(PAIRS, TOKENS, 4, 4, checkpointing=checkpointing, reference=reference, gpu=False)

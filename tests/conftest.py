@@ -1,6 +1,7 @@
 """A tiny random model, a byte-level tokenizer and preference pairs, built here so that no test needs a download."""
 
 import os
+import socket
 from pathlib import Path
 
 # Before torch is imported: tests run in parallel processes, and threads that spin for each other would slow them all.
@@ -24,6 +25,13 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
 LANGUAGES = ("de", "sw", "日本")
+
+
+def free_port() -> int:
+    """A port on which nothing listens, for processes that are to find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from conftest import CPU_ARGUMENTS, make_pairs, save_tiny_model
+from conftest import CPU_ARGUMENTS, free_port, make_pairs, save_tiny_model
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
@@ -103,9 +102,7 @@ def in_fork(task: Callable[[], None], log: Path) -> int:
 
 def start(folder: Path, case: str) -> list[int]:
     """Start the processes of a training; returns their ids."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = CASES[case][0]
 
     def process(rank: int) -> None:

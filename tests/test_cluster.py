@@ -6,7 +6,6 @@ Several processes and SIGTERM are run for real on the CPU; what needs GPUs is in
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin, patch_environment
 from accelerate.utils.launch import prepare_multi_gpu_env
-from conftest import CPU_ARGUMENTS
+from conftest import CPU_ARGUMENTS, free_port
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 from trl_capo.checkpoints import find_fault
@@ -81,9 +80,7 @@ def run_config(tmp_path, model_dir, pairs) -> Path:
 @pytest.mark.parametrize(("recipe", "whole_group"), [("single", False), ("multi_gpu", True)])
 def test_sigterm_to_the_launcher_saves_a_checkpoint(run_config, recipe, whole_group):
     """To the launcher alone, as a script does it, and to all its processes, as Slurm does it: exit code 143."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "trl_capo.cli", "train", "--config", str(run_config), "--accelerate_config"]
     command += [str(PROJECT / "configs" / "accelerate" / f"{recipe}.yaml"), "--mixed_precision", "no"]
     command += ["--num_processes", "2", "--main_process_port", str(port)] if recipe == "multi_gpu" else []

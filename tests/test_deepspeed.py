@@ -6,12 +6,12 @@ say that it is not. Its configuration files are read in test_cluster.py in any c
 
 import importlib.util
 import os
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import free_port
 from test_distributed import assert_same_training, run
 from training_cases import train
 
@@ -25,9 +25,7 @@ def test_two_processes_train_as_one(model_dir, other_model_dir, pairs, tmp_path,
     """ZeRO-3 keeps the weights in parts, so that of them only what they compute is compared."""
     pairs.save_to_disk(tmp_path / "data")
     models = [model_dir, other_model_dir, model_dir]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     run([*launcher, __file__, str(tmp_path), str(stage), *models], OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
     expected, found = train("full", tmp_path, *models), torch.load(tmp_path / "0.pt")

@@ -7,14 +7,13 @@ both see the same permutation of the pairs, cut into steps of 4. Tolerances are 
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU_ARGUMENTS, logged, make_pairs, save_tiny_model, tiny_config
+from conftest import CPU_ARGUMENTS, free_port, logged, make_pairs, save_tiny_model, tiny_config
 from peft import LoraConfig
 from safetensors.torch import load_file
 from test_modes import COMMON, LORA, PLAIN, Oracle, expected_logs, load, same, weights
@@ -72,9 +71,7 @@ def one_process(folder, models) -> dict:
 @pytest.fixture(scope="module")
 def two_processes(folder, models) -> list[dict]:
     """Batches of 2 on each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     program = str(Path(__file__).with_name("training_cases.py"))
     run([*launcher, program, str(folder), *models], OMP_NUM_THREADS="1")
@@ -120,9 +117,7 @@ def test_command_starts_two_processes(model_dir, pairs, tmp_path, make_args):
     accelerate starts several CPU processes only with MPI; MULTI_GPU is torchrun, and `use_cpu` makes it gloo.
     """
     pairs.to_json(tmp_path / "train.jsonl", force_ascii=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     launch = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "use_cpu": False}
     launch |= {"num_processes": 2, "num_machines": 1, "machine_rank": 0, "main_process_port": port}
     (tmp_path / "two.yaml").write_text(json.dumps(launch))

@@ -7,13 +7,13 @@ test_evaluate.py; its errors: test_evaluate_bad_input.py.
 import json
 import re
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from conftest import free_port
 from pair_oracle import make_pool
 from PIL import Image
 from test_distributed import run
@@ -90,9 +90,7 @@ def test_two_processes_of_the_installed_command_measure_what_one_does(options, t
     """23 pairs, so that the processes have different numbers of them, and a group that one of them has not."""
     rows = make_pool().select(range(23)).remove_columns("language").add_column("language", ["most"] * 22 + ["one"])
     rows.to_json(options["dataset_name"], force_ascii=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     launch = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "use_cpu": False}
     launch |= {"num_processes": 2, "num_machines": 1, "machine_rank": 0, "main_process_port": port}
     files = [str(tmp_path / name) for name in ("run.yaml", "two.yaml")]

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import CPU_ARGUMENTS, logged, save_tiny_model, tiny_config
+from conftest import CPU_ARGUMENTS, free_port, logged, save_tiny_model, tiny_config
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
@@ -49,9 +48,7 @@ def model(tmp_path_factory) -> str:
 def trained(config: Path, recipe: str, *options: str) -> list[dict]:
     """What `trl-capo train` logs with a recipe, on at most two GPUs."""
     processes = 1 if recipe == "single" else min(2, torch.cuda.device_count())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "trl_capo.cli", "train", "--config", str(config), "--mixed_precision", "no"]
     command += ["--accelerate_config", str(PROJECT / "configs" / "accelerate" / f"{recipe}.yaml")]
     command += ["--num_processes", str(processes), "--main_process_port", str(port), *options]

@@ -6,13 +6,12 @@ pair_oracle.py: means over pairs that were scored one by one.
 
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU_ARGUMENTS, logged, tiny_llava
+from conftest import CPU_ARGUMENTS, free_port, logged, tiny_llava
 from datasets import Dataset
 from pair_oracle import BETA, OPTIONS, Steps, assert_metrics, in_evaluation, make_pool, score_pairs
 from peft import LoraConfig
@@ -60,9 +59,7 @@ def two_processes(five, model_dir, other_model_dir, tmp_path_factory) -> list[di
     folder = tmp_path_factory.mktemp("two")
     five.save_to_disk(folder / "five")
     make_pool().save_to_disk(folder / "pool")  # TRL shares precomputed log-probs through a file beside the data
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     run([*launcher, __file__, str(folder), model_dir, other_model_dir], OMP_NUM_THREADS="1")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]

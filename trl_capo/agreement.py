@@ -93,10 +93,10 @@ def fit(past: Tensor, block: Tensor, noise_rates: Tensor, temperatures: Tensor) 
 
 
 def _group_rates(likelihoods: Tensor, overall: Tensor, noise_rates: Tensor) -> Tensor:
-    """(G,) posterior means under a mixture of beta priors around the overall rate, weighed by the groups' evidence."""
+    """(G,) posterior means under a mixture of beta priors around the overall rate, weighed by all groups."""
     weights = noise_rates.new_tensor(GROUP_PRIOR_PAIRS)[:, None]
     wrong, right = weights * overall - 1.0, weights * (1.0 - overall) - 1.0
     prior = torch.log_softmax(wrong * torch.log(noise_rates) + right * torch.log1p(-noise_rates), dim=1)
     joint = prior[:, None] + likelihoods  # (priors, G, E)
-    evidence = torch.softmax(torch.logsumexp(joint, dim=2).sum(dim=1), dim=0)
-    return evidence @ (torch.softmax(joint, dim=2) * noise_rates).sum(dim=2)
+    of_prior = torch.softmax(torch.logsumexp(joint, dim=2).sum(dim=1), dim=0)
+    return of_prior @ (torch.softmax(joint, dim=2) * noise_rates).sum(dim=2)

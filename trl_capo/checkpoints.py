@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
 from trl_capo.messages import get_logger
+from trl_capo.paths import find_path
 
 logger = get_logger(__name__)
 
@@ -33,13 +34,14 @@ def choose_checkpoint(asked: str | bool | None, output_dir: str) -> str | None:
     if not asked:
         return None
     if asked is not True:
-        fault = find_fault(Path(asked))
+        folder = find_path(asked)
+        fault = "there is no such folder" if folder is None else find_fault(folder)
         if fault is not None:
             raise ValueError(
                 f"resume_from_checkpoint={asked!r}: it is no whole checkpoint: {fault}. Give another folder, or "
                 "`true` for the last whole one of output_dir."
             )
-        return str(asked)
+        return str(folder)
     for folder in reversed(sort_checkpoints(output_dir)):
         fault = find_fault(Path(folder))
         if fault is None:

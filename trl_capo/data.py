@@ -16,12 +16,12 @@ from trl import DatasetMixtureConfig, get_dataset
 from trl_capo.data_files import BUILDERS, builder_of, first_problem, refuse_unsafe_lines
 from trl_capo.messages import get_logger
 from trl_capo.paths import can_be_on_hub, find_path
+from trl_capo.plain import first_few
 
 logger = get_logger(__name__)
 
 _NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be greater than 0, got 0")
 _STREAM_ROWS = 100
-_SHOWN_ROWS = 5
 
 
 def load_preference_data(name: str, *, config: str | None = None, streaming: bool = False) -> DatasetDict:
@@ -166,8 +166,7 @@ def _examine(dataset: Dataset | IterableDataset) -> tuple[list[str], list[str]]:
 
 
 def _count(message: str, indices: list[int], total: int) -> str:
-    shown = ", ".join(map(str, indices[:_SHOWN_ROWS])) + (", ..." if len(indices) > _SHOWN_ROWS else "")
-    return f"{message} in {len(indices):,} of {total:,} rows (row {shown})"
+    return f"{message} in {len(indices):,} of {total:,} rows (row {first_few(indices)})"
 
 
 _SAME = "chosen equals rejected, which says nothing of a preference,"

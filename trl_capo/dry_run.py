@@ -17,8 +17,7 @@ import psutil
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_capo.arguments import Parser, launch_options, parse, refuse_unknown
@@ -28,12 +27,12 @@ from trl_capo.dry_run_report import Findings, memory_lines, report, settings_lin
 from trl_capo.groups import find_groups
 from trl_capo.launch import Processes, read_launch
 from trl_capo.memory import Setting, model_shape
-from trl_capo.models import check_model_path, refusing
+from trl_capo.models import check_model_path, load_config, load_tokenizer, refusing
 from trl_capo.paths import output_folder
 from trl_capo.plain import print_error
 from trl_capo.repeats import repeat_warnings
 from trl_capo.token_lengths import ALL_PAIRS, measure_lengths
-from trl_capo.train import ARGUMENT_TYPES, DryRunArguments, check_resume, load_data, make_parser
+from trl_capo.train import ARGUMENT_TYPES, MISTAKES, DryRunArguments, check_resume, load_data, make_parser
 
 STREAM_ROWS = 1000
 
@@ -103,7 +102,7 @@ def _collecting(problems: list[str]) -> Iterator[None]:
     """Within it, the mistakes that end a training before it begins are collected instead."""
     try:
         yield
-    except (ValueError, NotImplementedError, OSError, ImportError, SafetensorError) as error:
+    except MISTAKES as error:
         problems.append(str(error))
 
 
@@ -134,10 +133,8 @@ def _check_model(
     options = {"revision": model_args.model_revision, "trust_remote_code": bool(args and args.trust_remote_code)}
     with _collecting(found.problems):
         check_model_path(name)
-        with refusing(f"{told}: its config cannot be read"):
-            config = AutoConfig.from_pretrained(name, **options)
-        with refusing(f"{told}: no tokenizer can be loaded from it", "Save the model's tokenizer there."):
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        config = load_config(name, told, **options)
+        tokenizer = load_tokenizer(name, told, **options)
     with _collecting(found.problems):
         get_quantization_config(model_args)
         peft_config = get_peft_config(model_args)

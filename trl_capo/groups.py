@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 
 from trl_capo.messages import get_logger
 from trl_capo.metrics import SUMMARIES
+from trl_capo.plain import first_few
 from trl_capo.statistics import ALL_PAIRS, MACRO, WORST
 
 logger = get_logger(__name__)
@@ -81,10 +82,10 @@ def group_labels(dataset: Dataset, column: str, name: str, option: str = "group_
     labels = [group_label(value) for value in values]
     wrong = [index for index, label in enumerate(labels) if label is None]
     if wrong:
-        shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise ValueError(
-            f"{option}={column!r}: {name} has {len(wrong):,} rows whose value is neither text nor a number (row "
-            f"{shown}: {type(values[wrong[0]]).__name__}). Give each pair one group, or choose another column."
+            f"{option}={column!r}: {name} has {len(wrong):,} rows whose value is neither text nor a number "
+            f"(row {first_few(wrong)}: {type(values[wrong[0]]).__name__}). Give each pair one group, or choose "
+            "another column."
         )
     return labels
 

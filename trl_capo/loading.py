@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trl_capo.models import ModelSource, processes
+from trl_capo.plain import first_few
 from trl_capo.scoring import prepare_for_scoring
 
 
@@ -62,8 +63,8 @@ def _refuse_random(name: str, model: Any, found: dict[str, Any]) -> None:
     """Transformers fills weights that a checkpoint does not have with random numbers, and warns."""
     absent = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
     if absent:
-        shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
         raise ValueError(
             f"{name!r} is not a whole {type(model).__name__}: {len(absent)} of its tensors are missing or have "
-            f"another shape ({shown}), and random numbers would stand for them. Save it again, or give another model."
+            f"another shape ({first_few(absent, 3)}), and random numbers would stand for them. Save it again, or give "
+            "another model."
         )

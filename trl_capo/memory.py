@@ -32,7 +32,9 @@ Not counted: the CUDA context, what communication buffers and a fragmented alloc
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -220,3 +222,15 @@ def _head(shape: ModelShape, setting: Setting, trained: int | None) -> float:
 def logits(shape: ModelShape, setting: Setting) -> int:
     """Bytes of the logits and of one float32 copy, which TRL does not make."""
     return 2 * setting.pairs * setting.tokens * shape.vocabulary * (setting.compute_bytes + 4)
+
+
+def peak_memory() -> int:
+    """Bytes that this process has taken at most: of the GPU's allocator, or on a CPU the resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")  # where there is none: getrusage also counts the process that started this one
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))[1])
+    import resource  # which Windows has not
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from huggingface_hub import snapshot_download
 from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import find_adapter_config_file
 
 from trl_capo.paths import can_be_on_hub, find_path
@@ -133,18 +133,18 @@ def find_model(args: Any, name: str, option: str = "model_name_or_path", adapter
         if folder is None:
             raise ValueError(f"adapter={adapter!r} is not an adapter: no adapter_config.json, here or on the hub.")
         _refuse_other_base(adapter, folder, name)
-        return ModelSource(adapter, name, folder, _load_tokenizer(args, name, folder, told))
+        return ModelSource(adapter, name, folder, _own_tokenizer(args, name, folder, told))
     folder = None if _weights(name, MODEL_FILES) else _adapter_folder(name, option)
     if folder is None:
         check_model_path(name, option)
-        return ModelSource(name, name, None, _load_tokenizer(args, name, None, told))
+        return ModelSource(name, name, None, _own_tokenizer(args, name, None, told))
     base = _trained_on(folder, told)
     remedy = f"Give the base as model_name_or_path and {name!r} as adapter."
     if base is None:
         raise ValueError(f"{told} does not say what its base is. {remedy}")
     check_model_path(base, f"{told}: its base")
     told = f"{told}: its base {base!r} (named in its adapter_config.json)"
-    return ModelSource(name, base, folder, _load_tokenizer(args, base, folder, told, remedy))
+    return ModelSource(name, base, folder, _own_tokenizer(args, base, folder, told, remedy))
 
 
 def _refuse_other_base(adapter: str, folder: str, base: str) -> None:
@@ -176,19 +176,21 @@ def refuse_other_vocabulary(reference: ModelSource, policy: ModelSource) -> None
         )
 
 
-def check_parts(args: Any, name: str, option: str = "model_name_or_path") -> None:
-    """Refuse a model's folder whose config or tokenizer cannot be read; `args.trust_remote_code` is read."""
-    told = f"{option}={name!r}"
-    _load_config(args, name, told)
-    with refusing(f"{told}: no tokenizer can be loaded", "Save the model's tokenizer there."):
-        AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+def load_config(base: str, told: str, remedy: str = "", **options: Any) -> PretrainedConfig:
+    """The model's config, which tells whether there is such a model, and whether it can be used.
 
+    Args:
+        base: the model's name.
+        told: says in errors what was asked for.
+        remedy: is said after it.
+        options: of `from_pretrained`.
 
-def _load_config(args: Any, base: str, told: str, remedy: str = "") -> Any:
-    """The model's config, which tells whether there is such a model, and whether it can be used."""
+    Raises:
+        ValueError: it cannot be used; the message is for the user.
+    """
     missing = "cannot be used" if Path(base).exists() else "is neither a folder here nor can it be had from the hub"
     with refusing(f"{told} {missing}", remedy):
-        config = AutoConfig.from_pretrained(base, trust_remote_code=args.trust_remote_code)
+        config = AutoConfig.from_pretrained(base, **options)
     other_task = [name for name in config.architectures or () if "Classification" in name]
     if other_task:
         raise ValueError(
@@ -198,12 +200,17 @@ def _load_config(args: Any, base: str, told: str, remedy: str = "") -> Any:
     return config
 
 
-def _load_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy: str = "") -> Any:
-    """The adapter's own tokenizer, or else its base's; `told` says in errors what was asked for."""
-    config = _load_config(args, base, told, remedy)
-    name = adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file() else base
+def load_tokenizer(name: str, told: str, **options: Any) -> Any:
+    """The tokenizer of that name; arguments and errors as of `load_config`."""
     with refusing(f"{told}: no tokenizer can be loaded from {name!r}", "Save the model's tokenizer there."):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        return AutoTokenizer.from_pretrained(name, **options)
+
+
+def _own_tokenizer(args: Any, base: str, adapter: str | None, told: str, remedy: str = "") -> Any:
+    """The adapter's own tokenizer, or else its base's."""
+    config = load_config(base, told, remedy, trust_remote_code=args.trust_remote_code)
+    name = adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file() else base
+    tokenizer = load_tokenizer(name, told, trust_remote_code=args.trust_remote_code)
     rows, largest = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise ValueError(

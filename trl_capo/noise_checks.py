@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from trl_capo.data import refuse_unusable
 from trl_capo.draws import Rate, check_rate
 from trl_capo.groups import group_labels, resolve_group_column
+from trl_capo.plain import first_few
 
 IS_NOISY = "is_noisy"
 _TOKENISED = ("chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
@@ -66,9 +67,8 @@ def row_scores(dataset: Dataset, column: str | None) -> np.ndarray:
         if not isinstance(value, Real) or isinstance(value, bool) or not np.isfinite(value)
     ]
     if wrong:
-        shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise ValueError(
             f"score_column={column!r}: {len(wrong):,} of {total:,} rows have no finite number there (row "
-            f"{shown}: {values[wrong[0]]!r}). Give every pair a score, or choose another column."
+            f"{first_few(wrong)}: {values[wrong[0]]!r}). Give every pair a score, or choose another column."
         )
     return np.array(values, dtype=float)

@@ -43,10 +43,11 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         self._step: tuple[Tensor, Tensor] | None = None
         self._step_labels: list[str] = []
         self._met: list[tuple[Tensor, Tensor]] = []
-        self._fit()
+        self.noise_rates = torch.tensor(saved["rates"]) if saved else fit(self._past, self._block, *self._grid)[0]
 
     def state(self) -> dict[str, Any]:
         kept = {"past": self._past, "block": self._block, "pairs": self._pairs, "shares": self._shares}
+        kept["rates"] = self.noise_rates
         saved = {"labels": self.labels, "evidence": _encode(self._evidence)}
         saved |= {name: tensor.tolist() for name, tensor in kept.items()}
         return {"args": {"saved": saved}, "attributes": {}}
@@ -125,11 +126,10 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         self._align(self._step_labels)
         self._block = self._block + _more_rows(sums, len(self._block))
         self._pairs = self._pairs + pairs
-        likelihoods, shares = self._fit()
+        self.noise_rates, likelihoods, shares = fit(self._past, self._block, *self._grid)
         ends = self._pairs >= BLOCK_PAIRS  # a tensor, so that no GPU is waited for
         self._past, self._shares = torch.where(ends, likelihoods, self._past), torch.where(ends, shares, self._shares)
         self._block, self._pairs = torch.where(ends, 0.0, self._block), torch.where(ends, 0, self._pairs)
-        self._fit()  # so that the rates are what the state of a checkpoint gives, to the bit
 
     def _remember(self, pairs: Tensor, rho: Tensor) -> None:
         """Keep the evidence of the pairs, (B,) numbers and relative rewards, that are new."""
@@ -162,16 +162,12 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         """The noise rate of every group."""
         return dict(zip(self.labels, self.noise_rates[1:].tolist(), strict=True))
 
-    def _fit(self) -> tuple[Tensor, Tensor]:
-        self.noise_rates, *carried = fit(self._past, self._block, *self._grid)
-        return tuple(carried)
-
     def _to(self, device: torch.device) -> None:
         if self._block.device != device:
             self._grid = [values.to(device) for values in self._grid]
             self._past, self._block, self._pairs = (kept.to(device) for kept in (self._past, self._block, self._pairs))
             self._shares, self._evidence = self._shares.to(device), self._evidence.to(device)
-            self._fit()
+            self.noise_rates = self.noise_rates.to(device)
 
 
 def _more_rows(rows: Tensor, count: int) -> Tensor:

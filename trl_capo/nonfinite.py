@@ -17,9 +17,9 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from trl_capo.pairs import PAIR, PairIndex
+from trl_capo.plain import first_few
 
 KINDS = ("the policy's log-probability", "the reference's log-probability", "the loss")
-_SHOWN = 8
 
 
 class NonFiniteLoss(RuntimeError):
@@ -60,14 +60,14 @@ def non_finite_loss(trainer: Trainer, index: PairIndex, batches: list[Suspects])
         for place in batch.broken.any(dim=1).nonzero().flatten().tolist():
             found.append(_describe(trainer, index, batch, place, f"micro-batch {number}"))
     found = gather_object(found)
-    shown = "; ".join(found[:_SHOWN]) + ("; ..." if len(found) > _SHOWN else "")
     checkpoint = get_last_checkpoint(trainer.args.output_dir)
     kept = f"the last checkpoint, {checkpoint}, is kept" if checkpoint else "there is no checkpoint yet"
     return NonFiniteLoss(
-        f"step {trainer.state.global_step + 1}: not a finite number for {len(found)} of its pairs: {shown}. Training "
-        f"stopped before the model was updated with it; {kept}.\nIf the reference's are among them, the model itself "
-        "overflows: try bf16 in place of fp16, or float32. If only the policy's are, the training has diverged: lower "
-        "the learning rate, or warm up for longer. If it is always the same pairs, look at them."
+        f"step {trainer.state.global_step + 1}: not a finite number for {len(found)} of its pairs: "
+        f"{first_few(found, 8, '; ')}. Training stopped before the model was updated with it; {kept}.\n"
+        "If the reference's are among them, the model itself overflows: try bf16 in place of fp16, or float32. If "
+        "only the policy's are, the training has diverged: lower the learning rate, or warm up for longer. If it is "
+        "always the same pairs, look at them."
     )
 
 

@@ -7,6 +7,8 @@ that nobody who writes one need think of it.
 
 import re
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 LINES, COLUMNS, WORD = 24, 600, 240
 """The most lines of a message, characters of a line, and characters of what no space divides."""
@@ -18,6 +20,12 @@ def plain(text: str) -> str:
     text = re.sub(rf"\S{{{WORD + 1},}}", lambda word: _shorten(word[0], WORD, "characters"), text)
     lines = [_shorten(line, COLUMNS, "characters") for line in text.split("\n") if line.strip()]
     return "\n".join(_shorten(lines, LINES, "lines"))
+
+
+def first_few(items: Iterable[Any], most: int = 5, separator: str = ", ") -> str:
+    """The first of the items, and `...` where there are more."""
+    items = list(map(str, items))
+    return separator.join([*items[:most], *(["..."] if len(items) > most else [])])
 
 
 def print_error(program: str, error: BaseException) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
-SHOWN_ROWS = 5
+from trl_capo.plain import first_few
 
 
 def find_repeats(rows: Iterable[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
@@ -40,11 +40,7 @@ def repeat_warnings(rows: Dataset) -> list[str]:
         ),
     }
     return [
-        f"train_dataset: {len(found):,} of {len(rows):,} rows: {kind} (row {_some(found)})"
+        f"train_dataset: {len(found):,} of {len(rows):,} rows: {kind} (row {first_few(found)})"
         for kind, found in kinds.items()
         if found
     ]
-
-
-def _some(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:SHOWN_ROWS])) + (", ..." if len(rows) > SHOWN_ROWS else "")

@@ -6,7 +6,6 @@ settings, `margins.npz` (every test pair's margin) and at last `result.json`, so
 
 import json
 import os
-import resource
 import sys
 import time
 import traceback
@@ -23,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_capo import __version__
 from trl_capo.frozen import FrozenLayers, SequenceMemory, scoring_completions_only
+from trl_capo.memory import peak_memory
 from trl_capo.study_data import ALL, noise_shares, read_parts, training_options, with_noise
 from trl_capo.study_trainer import StudyTrainer
 
@@ -58,7 +58,7 @@ def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         "noise_shares": shares,
         "steps": trainer.state.global_step,
         "seconds": seconds,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         "curve": _curve(trainer.state.log_history),
         "noise_rates": _noise_rates(trainer),
         "versions": {"trl-capo": __version__}
@@ -120,12 +120,6 @@ def _noise_rates(trainer: StudyTrainer) -> dict[str, float] | None:
     """The noise rates that the training found, of all and of every group; None where it estimates none."""
     estimate = trainer._capo_estimate
     return None if estimate is None else {ALL: float(estimate.noise_rates[0])} | estimate.by_group()
-
-
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:

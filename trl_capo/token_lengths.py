@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_capo.fonts import one_line
+from trl_capo.plain import first_few
 from trl_capo.scoring import tokenise_rows
 from trl_capo.statistics import ALL_PAIRS
 
@@ -131,7 +132,7 @@ def length_warnings(lengths: Mapping[str, Lengths], max_length: int | None) -> l
 
 
 def _some(named: list[str]) -> str:
-    return f" ({', '.join(named[:8])}{', ...' if len(named) > 8 else ''})" if named else ""
+    return f" ({first_few(named, 8)})" if named else ""
 
 
 def fitting_length(lengths: Lengths) -> int:

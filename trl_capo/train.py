@@ -31,7 +31,7 @@ from trl_capo.config import CAPOConfig
 from trl_capo.data import load_mixture, load_preference_data, select_split
 from trl_capo.groups import find_groups
 from trl_capo.messages import get_logger
-from trl_capo.models import check_model_path, check_parts
+from trl_capo.models import check_model_path, load_config, load_tokenizer
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseArguments
 from trl_capo.nonfinite import NonFiniteLoss
@@ -51,6 +51,9 @@ class DryRunArguments:
         metadata={"help": "Check settings, data, model and memory without training; exit code 0, or 1 with problems."},
     )
 
+
+MISTAKES = (ValueError, NotImplementedError, OSError, ImportError, SafetensorError)
+"""What arguments, data and models' files that cannot be used raise: the message is for the user."""
 
 ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig, NoiseArguments, DryRunArguments)
 
@@ -76,9 +79,11 @@ def build_trainer(
     """
     if dry_run_args is not None and dry_run_args.dry_run:
         raise ValueError("dry_run: it starts no processes. Run `trl-capo train --dry_run` with these options.")
-    check_model_path(model_args.model_name_or_path)
-    if find_path(model_args.model_name_or_path) is not None:
-        check_parts(training_args, model_args.model_name_or_path)
+    name = model_args.model_name_or_path
+    check_model_path(name)
+    if find_path(name) is not None:
+        for read in (load_config, load_tokenizer):
+            read(name, f"model_name_or_path={name!r}", trust_remote_code=training_args.trust_remote_code)
     check_resume(training_args)
     train_dataset, eval_dataset = load_data(script_args, training_args, dataset_args, noise_args)
     if isinstance(training_args.model_init_kwargs, str):
@@ -91,7 +96,7 @@ def build_trainer(
         **(training_args.model_init_kwargs or {}),
     }
     trainer = CAPOTrainer(
-        model=model_args.model_name_or_path,
+        model=name,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -164,10 +169,7 @@ def check_resume(training_args: CAPOConfig) -> None:
     if isinstance(named, str) and named.lower() in ("true", "false"):
         training_args.resume_from_checkpoint = named.lower() == "true"
     elif isinstance(named, str):
-        path = find_path(named)
-        if path is None:
-            raise ValueError(f"resume_from_checkpoint={named!r}: there is no such folder.")
-        training_args.resume_from_checkpoint = choose_checkpoint(str(path), training_args.output_dir)
+        training_args.resume_from_checkpoint = choose_checkpoint(named, training_args.output_dir)
 
 
 def train(trainer: CAPOTrainer, *, dataset_name: str | None = None) -> None:
@@ -197,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # of TRL's, Transformers' and PEFT's checks, and of the readers of models' files
         if not existed and output.is_dir() and not any(output.iterdir()):
             output.rmdir()  # the trainer had made it when it failed
-        if not isinstance(error, ValueError | NotImplementedError | OSError | ImportError | SafetensorError):
+        if not isinstance(error, MISTAKES):
             error = RuntimeError(
                 f"the trainer cannot be built: {type(error).__name__}: {error}\nWhere it happens, "
                 "trl_capo.train.build_trainer says from Python."
