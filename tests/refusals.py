@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from trl_capo import evaluate, noise_command, study_command, train
+from trl_capo import evaluate, noise_command, train
+from trl_capo.study import command as study_command
 
 MAINS = {"train": train.main, "evaluate": evaluate.main, "noise": noise_command.main, "study": study_command.main}
 LINES, CHARACTERS = 20, 3_000

@@ -9,10 +9,10 @@ from conftest import logged
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from trl_capo.baselines import beta_dpo_losses, cdpo_losses, dr_dpo_loss, wpo_weights
-from trl_capo.frozen import SequenceMemory
-from trl_capo.study_methods import METHODS, Batch
-from trl_capo.study_trainer import StudyTrainer
+from trl_capo.study.baselines import beta_dpo_losses, cdpo_losses, dr_dpo_loss, wpo_weights
+from trl_capo.study.frozen import SequenceMemory
+from trl_capo.study.methods import METHODS, Batch
+from trl_capo.study.trainer import StudyTrainer
 
 RHO = (2.0, 0.0, -1.0)
 """-log sigmoid: 0.126928, 0.693147, 1.313262; sigmoid: 0.880797, 0.5, 0.268941; of -rho: 0.119203, 0.5, 0.731059."""

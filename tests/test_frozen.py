@@ -6,7 +6,7 @@ from conftest import tiny_config
 from transformers import LlamaForCausalLM
 from trl.trainer import utils
 
-from trl_capo.frozen import FrozenLayers, SequenceMemory, scoring_completions_only, sequence_keys
+from trl_capo.study.frozen import FrozenLayers, SequenceMemory, scoring_completions_only, sequence_keys
 
 LAYERS = 3
 

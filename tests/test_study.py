@@ -18,8 +18,8 @@ from PIL import Image
 from study_data import NOISE, plan, save_splits
 
 from trl_capo.noise import inject_noise
-from trl_capo.study_config import read_study
-from trl_capo.study_run import RESULT
+from trl_capo.study.config import read_study
+from trl_capo.study.run import RESULT
 
 LANGUAGES = ("de", "sw", "日本")
 

@@ -9,9 +9,9 @@ import yaml
 from datasets import load_dataset
 from study_data import LORA, NOISE, TRAINING, plan, save_splits
 
-from trl_capo import study_command
-from trl_capo.study import choose_learning_rates
-from trl_capo.study_config import Run, StudyConfig, read_study
+from trl_capo.study import command as study_command
+from trl_capo.study.config import Run, StudyConfig, read_study
+from trl_capo.study.schedule import choose_learning_rates
 
 GRID = {"methods": ["dpo", "capo"], "noise": ["clean", "flip"], "seeds": [0, 1], "epochs": 1}
 TUNING = {"noise": ["flip"], "seeds": [0], "epochs": 1}
@@ -156,7 +156,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def refused(tmp_path, model_dir, data, capfd, monkeypatch):
     """Runs the command with a plan, which must end with code 2 and one message before any run; returns the message."""
-    monkeypatch.setattr("trl_capo.study._launch", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr("trl_capo.study.schedule._launch", lambda *_: pytest.fail("a run was started"))
 
     def call(*arguments, text=None, **changes) -> str:
         path = tmp_path / "plan.yaml"

@@ -12,10 +12,10 @@ from PIL import Image
 from scipy import stats
 from study_data import plan
 
-from trl_capo import study_table as table
-from trl_capo.study_config import StudyConfig
-from trl_capo.study_report import write_report
-from trl_capo.study_table import Bootstrap, Cell
+from trl_capo.study import table
+from trl_capo.study.config import StudyConfig
+from trl_capo.study.report import write_report
+from trl_capo.study.table import Bootstrap, Cell
 
 LABELS = np.array(["de", "de", "sw", "sw", "sw", "sw"])
 REPORT = Path(__file__).with_name("frozen_study_report.md").read_text(encoding="utf-8")
@@ -203,7 +203,7 @@ def test_every_plot_opens_and_is_not_empty(study):
 
 
 def test_a_group_that_no_font_can_draw_gets_a_number(study, monkeypatch):
-    monkeypatch.setattr("trl_capo.study_plots.choose_fonts", lambda names: (["DejaVu Sans"], {"w"}))
+    monkeypatch.setattr("trl_capo.study.plots.choose_fonts", lambda names: (["DejaVu Sans"], {"w"}))
     write_report(*study)
     assert "in every group, 1 epoch; #2 is sw](gain_1ep.png)" in (study[-1] / "report.md").read_text(encoding="utf-8")
 

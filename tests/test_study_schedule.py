@@ -9,10 +9,10 @@ import pytest
 import yaml
 from study_data import plan, save_splits
 
-from trl_capo import study_command
-from trl_capo.study import RunFailed, _launch, study
-from trl_capo.study_config import StudyConfig
-from trl_capo.study_run import RESULT
+from trl_capo.study import command as study_command
+from trl_capo.study.config import StudyConfig
+from trl_capo.study.run import RESULT
+from trl_capo.study.schedule import RunFailed, _launch, study
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def fake(monkeypatch, tmp_path, model_dir):
         (folder / RESULT).write_text(json.dumps(result))
 
     fails: set[str] = set()
-    monkeypatch.setattr("trl_capo.study._launch", launch)
+    monkeypatch.setattr("trl_capo.study.schedule._launch", launch)
     tuning = {"noise": ["flip"], "seeds": [0], "epochs": 1}
     options = plan(model_dir, data, tmp_path / "out", learning_rates=[1e-2, 1e-3], tuning=tuning)
 
@@ -95,8 +95,8 @@ def test_a_slot_has_one_of_the_gpus_that_the_user_leaves_to_the_study(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr("trl_capo.study.torch.cuda.device_count", lambda: gpus)
-    monkeypatch.setattr("trl_capo.study.subprocess.run", run)
+    monkeypatch.setattr("trl_capo.study.schedule.torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("trl_capo.study.schedule.subprocess.run", run)
     config = StudyConfig(**plan(model_dir, "data", tmp_path))
     for slot in range(len(expected)):
         _launch(config, config.possible_runs()[0], slot)

@@ -11,9 +11,9 @@ from study_data import LORA
 from test_frozen import LAYERS, Counter, batch, memory
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from trl_capo.frozen import FrozenLayers, SequenceMemory, scoring_completions_only
-from trl_capo.study_methods import METHODS
-from trl_capo.study_trainer import StudyTrainer
+from trl_capo.study.frozen import FrozenLayers, SequenceMemory, scoring_completions_only
+from trl_capo.study.methods import METHODS
+from trl_capo.study.trainer import StudyTrainer
 
 
 @pytest.fixture

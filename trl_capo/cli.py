@@ -26,6 +26,7 @@ DIRECT = {
     "study": "compare methods under noise: a grid of runs, a table, a report and plots",
     "env": "print versions and devices, for reports of bugs",
 }
+HOMES = {"noise": "noise_command", "study": "study.command", "env": "env_command"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     arguments = argv[argv.index(command) + 1 :]
     if command in DIRECT:
-        return import_module(f"trl_capo.{command}_command").main(arguments)
+        return import_module(f"trl_capo.{HOMES[command]}").main(arguments)
     return _launch(command, arguments)
 
 

@@ -1,6 +1,6 @@
 """The methods that a study compares: options of `CAPOConfig` and, for some, a loss put in the place of DPO's.
 
-What TRL has (DPO, IPO, hinge, robust DPO) is TRL's; the others' losses are `trl_capo.baselines`.
+What TRL has (DPO, IPO, hinge, robust DPO) is TRL's; the others' losses are `trl_capo.study.baselines`.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trl_capo.baselines import beta_dpo_losses, cdpo_losses, dr_dpo_loss, wpo_weights
+from trl_capo.study.baselines import beta_dpo_losses, cdpo_losses, dr_dpo_loss, wpo_weights
 
 
 @dataclass

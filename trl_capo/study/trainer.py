@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl_capo.frozen import SequenceMemory, sequence_keys
 from trl_capo.nonfinite import Suspects
-from trl_capo.study_methods import METHODS, Batch
+from trl_capo.study.frozen import SequenceMemory, sequence_keys
+from trl_capo.study.methods import METHODS, Batch
 from trl_capo.trainer import CAPOTrainer
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
 from trl_capo.groups import parse_group_column
-from trl_capo.study_checks import plan_problems
+from trl_capo.study.checks import plan_problems
 from trl_capo.value_types import type_problems
 from trl_capo.yaml_files import read_yaml
 
@@ -55,7 +55,7 @@ class StudyConfig:
         train_split, validation_split, test_split: the data set's splits.
         train_pairs, validation_pairs, test_pairs: take only so many from the front of the split; None for all.
         curve_points: evaluations on the validation split during a run.
-        remember_frozen_layers: keep the output of the layers below the lowest trained one (see `trl_capo.frozen`).
+        remember_frozen_layers: keep the output of the layers below the lowest trained one (`trl_capo.study.frozen`).
 
     Raises:
         ValueError: one message that names everything that cannot be used.

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 from trl_capo.config import CAPOConfig
 from trl_capo.draws import check_rate
 from trl_capo.noise import KINDS
-from trl_capo.study_methods import METHODS
+from trl_capo.study.methods import METHODS
 from trl_capo.value_types import type_problems
 
 TRUE_RATE = "true_rate"

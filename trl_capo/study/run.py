@@ -1,6 +1,6 @@
 """One run of a study, in a process of its own: train with one method, one noise and one seed, and measure.
 
-Started by `trl-capo study` as `accelerate launch --module trl_capo.study_run SETTINGS.json`. Writes, beside the
+Started by `trl-capo study` as `accelerate launch --module trl_capo.study.run SETTINGS.json`. Writes, beside the
 settings, `margins.npz` (every test pair's margin) and at last `result.json`, so that a run without one is not done.
 """
 
@@ -21,10 +21,10 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_capo import __version__
-from trl_capo.frozen import FrozenLayers, SequenceMemory, scoring_completions_only
 from trl_capo.memory import peak_memory
-from trl_capo.study_data import ALL, noise_shares, read_parts, training_options, with_noise
-from trl_capo.study_trainer import StudyTrainer
+from trl_capo.study.data import ALL, noise_shares, read_parts, training_options, with_noise
+from trl_capo.study.frozen import FrozenLayers, SequenceMemory, scoring_completions_only
+from trl_capo.study.trainer import StudyTrainer
 
 RESULT, MARGINS, SETTINGS = "result.json", "margins.npz", "settings.json"
 ERROR = "trl-capo study: error: "

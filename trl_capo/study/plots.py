@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from trl_capo import study_table as table
 from trl_capo.fonts import choose_fonts
 from trl_capo.plots import MARKERS
-from trl_capo.study_config import StudyConfig
-from trl_capo.study_table import Bootstrap, Cell, Estimate, Key
+from trl_capo.study import table
+from trl_capo.study.config import StudyConfig
+from trl_capo.study.table import Bootstrap, Cell, Estimate, Key
 
 WIDTH = 6.5  # inches, that the legend has room
 LINES = ["-", "--", "-.", ":"]

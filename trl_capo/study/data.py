@@ -14,9 +14,9 @@ from trl_capo.data import check_preference_data, load_preference_data, select_sp
 from trl_capo.groups import find_groups
 from trl_capo.noise import inject_noise
 from trl_capo.noise_checks import IS_NOISY
-from trl_capo.study_checks import TRUE_RATE
-from trl_capo.study_config import StudyConfig
-from trl_capo.study_methods import METHODS, Batch
+from trl_capo.study.checks import TRUE_RATE
+from trl_capo.study.config import StudyConfig
+from trl_capo.study.methods import METHODS, Batch
 
 ALL = "all"
 

@@ -11,8 +11,8 @@ import torch
 from trl_capo.arguments import Parser
 from trl_capo.plain import print_error
 from trl_capo.report import check_available
-from trl_capo.study import RunFailed, study
-from trl_capo.study_config import read_study
+from trl_capo.study.config import read_study
+from trl_capo.study.schedule import RunFailed, study
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """What `trl-capo study` does: run a grid of methods, noise, seeds and learning rates, and report what came out.
 
-`trl-capo study --config configs/study/FILE.yaml [--jobs N]`. Every run is a process of its own (`trl_capo.study_run`,
+`trl-capo study --config configs/study/FILE.yaml [--jobs N]`. Every run is a process of its own (`trl_capo.study.run`,
 through `accelerate launch`), `--jobs` of them at a time, one for each GPU. A run that is done is not run again, so a
 study that was killed goes on where it stood. First, with several learning rates, come the runs that choose each
 method's on the validation split; the grid is measured on the test split.
@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from trl_capo.models import check_model_path
 from trl_capo.paths import output_folder
-from trl_capo.study_config import PREPARATION, Run, StudyConfig
-from trl_capo.study_data import check_runs
-from trl_capo.study_report import write_report
-from trl_capo.study_run import ERROR, RESULT, SETTINGS
+from trl_capo.study.config import PREPARATION, Run, StudyConfig
+from trl_capo.study.data import check_runs
+from trl_capo.study.report import write_report
+from trl_capo.study.run import ERROR, RESULT, SETTINGS
 
 LOG = "log.txt"
 
@@ -137,7 +137,7 @@ def _launch(config: StudyConfig, run: Run, slot: int) -> None:
         names = visible.split(",") if visible else [str(index) for index in range(gpus)]
         environment["CUDA_VISIBLE_DEVICES"] = names[slot % gpus]
     launch = ["accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no", "--module", "trl_capo.study_run", str(settings)]
+    launch += ["--dynamo_backend", "no", "--module", "trl_capo.study.run", str(settings)]
     with (folder / LOG).open("w", encoding="utf-8") as log:
         code = subprocess.run(
             [sys.executable, "-m", *launch], env=environment, stdout=log, stderr=subprocess.STDOUT, check=False

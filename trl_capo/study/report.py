@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_capo import study_table as table
-from trl_capo.study_config import Run, StudyConfig
-from trl_capo.study_plots import plot_study
-from trl_capo.study_table import Bootstrap, Cell, Estimate, Key
+from trl_capo.study import table
+from trl_capo.study.config import Run, StudyConfig
+from trl_capo.study.plots import plot_study
+from trl_capo.study.table import Bootstrap, Cell, Estimate, Key
 
 Format = Callable[[Estimate], str]
 
