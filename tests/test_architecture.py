@@ -15,7 +15,7 @@ LAYERS = [
     ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments", "launch"],
     ["checkpoints", "termination"],
     ["data", "noise_checks", "noise", "noise_arguments", "pairs", "noise_rate", "seam", "scoring", "models"],
-    ["nonfinite", "recorder", "resuming", "loading", "tables", "report", "token_lengths"],
+    ["pair_log", "pair_logger", "nonfinite", "recorder", "resuming", "loading", "tables", "report", "token_lengths"],
     ["trainer"],
     ["study.baselines", "study.frozen", "study.methods", "study.checks", "study.config", "study.data", "study.table"],
     ["study.plots", "study.report", "study.trainer", "study.run"],

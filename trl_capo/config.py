@@ -8,11 +8,13 @@ import contextlib
 import math
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from trl import DPOConfig
 
 from trl_capo.groups import parse_group_column
 from trl_capo.losses import F_DIVERGENCES
+from trl_capo.paths import output_folder
 
 _MOST = sys.float_info.max
 _RANGES = {
@@ -48,6 +50,9 @@ class CAPOConfig(DPOConfig):
         group_column (`str`, *optional*, defaults to `"auto"`):
             Column that names each pair's group, by which rewards are reported: text or numbers, a group of its own for
             missing values. `"auto"` is `language` where the data have it; `None` (`none` in YAML) turns groups off.
+        pair_log (`bool` or `str`, *optional*, defaults to `False`):
+            Log every pair of every training step, for `trl-capo audit`: `True` into the folder `pair_log` of
+            `output_dir`, or into the folder of that name. See docs/audit.md.
 
     Raises:
         ValueError: options that cannot be used together, or a value out of its range. One message names them all.
@@ -78,8 +83,18 @@ class CAPOConfig(DPOConfig):
         },
     )
 
+    pair_log: bool | str | None = field(
+        default=False,
+        metadata={
+            "help": "Log every pair of every training step, for `trl-capo audit`: true for the folder `pair_log` of "
+            "output_dir, or a folder's name."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.pair_log, str) and self.pair_log.lower() in ("true", "false", "none"):
+            self.pair_log = self.pair_log.lower() == "true"
         self.group_column = parse_group_column(self.group_column)
         if isinstance(self.noise_rate, str) and self.noise_rate != "auto":
             with contextlib.suppress(ValueError):  # the check below names what is not a number
@@ -91,6 +106,17 @@ class CAPOConfig(DPOConfig):
         problems = _range_problems(self) + _combination_problems(self)
         if problems:
             raise ValueError("CAPOConfig cannot be used as it is:\n" + "\n".join(f"- {line}" for line in problems))
+
+
+def pair_log_folder(args: CAPOConfig) -> Path | None:
+    """Where the pairs are logged; None if they are not.
+
+    Raises:
+        ValueError: it could not be written into.
+    """
+    if not args.pair_log:
+        return None
+    return output_folder(Path(args.output_dir, "pair_log") if args.pair_log is True else args.pair_log, "pair_log")
 
 
 def sigmoid_weight(args: DPOConfig) -> float:

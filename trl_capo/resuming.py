@@ -9,6 +9,7 @@ from trl import DPOTrainer
 from trl_capo.checkpoints import choose_checkpoint, read_state, write_state
 from trl_capo.noise_rate import NoiseRateEstimate
 from trl_capo.nonfinite import refuse_spoilt_weights
+from trl_capo.pair_logger import PairLogger
 from trl_capo.recorder import PairRecorder
 from trl_capo.termination import checkpoint_on_sigterm
 
@@ -23,6 +24,7 @@ class ResumableDPOTrainer(DPOTrainer):
 
     _capo_recorder: PairRecorder  # the subclass makes it
     _capo_estimate: NoiseRateEstimate | None  # the subclass looks it up
+    _capo_pair_logger: PairLogger | None
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         checkpoint = choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
@@ -42,6 +44,8 @@ class ResumableDPOTrainer(DPOTrainer):
         super()._save_rng_state(output_dir)
         if self._capo_estimate is not None:
             self._capo_estimate.share()
+        if self._capo_pair_logger is not None:
+            self._capo_pair_logger.flush()
         state = {
             "loss": self.accelerator.reduce(self._tr_loss.clone(), reduction="mean").item(),
             "last_logged": self._globalstep_last_logged,

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -103,11 +103,26 @@ def build_trainer(
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    if trainer._capo_pair_logger is not None:
+        trainer._capo_pair_logger.source = _source(script_args, training_args, dataset_args, noise_args)
     if script_args.ignore_bias_buffers:
         trainer.model._ddp_params_and_buffers_to_ignore = [
             name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool
         ]
     return trainer
+
+
+def _source(
+    script_args: ScriptArguments,
+    training_args: CAPOConfig,
+    dataset_args: DatasetMixtureConfig,
+    noise_args: NoiseArguments | None,
+) -> dict[str, Any] | None:
+    """The options that name the training data, for whoever reads the pair log; None for a mixture."""
+    if dataset_args.datasets:
+        return None
+    named = {name: getattr(script_args, name) for name in ("dataset_name", "dataset_config", "dataset_train_split")}
+    return named | {"group_column": training_args.group_column} | asdict(noise_args or NoiseArguments())
 
 
 def load_data(

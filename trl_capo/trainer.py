@@ -21,6 +21,7 @@ from trl_capo.data import check_preference_data, refuse_empty
 from trl_capo.losses import confidence_scale, relative_reward
 from trl_capo.noise_rate import NoiseRateEstimate
 from trl_capo.nonfinite import Suspects, broken_kinds, non_finite_loss
+from trl_capo.pair_logger import make_pair_logger
 from trl_capo.pairs import COLUMNS, LABEL, PAIR, PairCollator, PairIndex
 from trl_capo.recorder import PairRecorder, pair_rows
 from trl_capo.resuming import ResumableDPOTrainer
@@ -83,6 +84,7 @@ class CAPOTrainer(ResumableDPOTrainer):
         args._capo_check()
         check_preference_data(train_dataset=train_dataset, eval_dataset=eval_dataset)
         self._capo_index = PairIndex(args.group_column)
+        self._capo_pair_logger = make_pair_logger(args, train_dataset, self._capo_index)
         train_dataset = self._capo_index.number(train_dataset, "train_dataset", evaluated=False)
         eval_dataset = self._capo_index.number(eval_dataset, "eval_dataset", evaluated=True)
         super().__init__(
@@ -107,6 +109,8 @@ class CAPOTrainer(ResumableDPOTrainer):
         self.data_collator = PairCollator(self.data_collator)
         self._capo_recorder = PairRecorder(self.accelerator, self._capo_index)
         self.add_callback(self._capo_recorder)
+        if self._capo_pair_logger is not None:
+            self.add_callback(self._capo_pair_logger)
         self._capo_keep_streams_local(eval_dataset)
         self._capo_agrees_with_trl = False
 
@@ -154,7 +158,11 @@ class CAPOTrainer(ResumableDPOTrainer):
 
         rewards = tuple(self.beta * logratio for logratio in logratios)
         suspects = Suspects(broken_kinds(logps, references, rho, loss), groups, pairs)
-        self._capo_record(pair_rows(rewards, logps, rho, scale, agreed * (1.0 - rate), rate), suspects)
+        confidence = agreed * (1.0 - rate)
+        self._capo_record(pair_rows(rewards, logps, rho, scale, confidence, rate), suspects)
+        if self._capo_pair_logger is not None and self.model.training:
+            margin = references[0] - references[1]
+            self._capo_pair_logger.add(pairs, groups, (rho, confidence, scale, rate, *logps, margin))
         estimate = self._capo_estimate
         if estimate is not None and self.model.training:
             estimate.add(rho, groups, self._capo_index.labels, pairs)

@@ -1,0 +1,181 @@
+"""The log of the pairs that a training sees: a folder of Parquet shards, written as it goes and read in small pieces.
+
+A shard holds the rows of some optimiser steps, which its name says, and appears whole or not at all. A training that
+goes on from a checkpoint first cuts off what was logged after it, so that no row is there twice. `log.json` says of
+what data the pairs are. Rows: docs/audit.md.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+FORMAT = 1
+INFO = "log.json"
+MEASURES = (
+    "relative_reward",
+    "confidence",
+    "scale",
+    "noise_rate",
+    "chosen_logps",
+    "rejected_logps",
+    "reference_margin",
+)
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("epoch", pa.int16()),
+        ("pair", pa.int64()),
+        ("group", pa.dictionary(pa.int32(), pa.string())),
+        *((name, pa.float32()) for name in MEASURES),
+    ]
+)
+_SHARD = re.compile(r"steps-(\d+)-(\d+)\.parquet")
+
+
+@dataclass(frozen=True)
+class LogInfo:
+    """What a log is of.
+
+    Parameters:
+        pairs: rows of the training data.
+        fingerprint: of these, as `fingerprint` gives it.
+        source: the options of `trl-capo train` that name the data; None if it was not started by it.
+    """
+
+    pairs: int
+    fingerprint: str
+    source: dict[str, Any] | None = None
+
+
+def fingerprint(rows: Dataset) -> str:
+    """A hash of the pairs' texts or messages in their order, the same however they are stored."""
+    columns = [name for name in ("prompt", "chosen", "rejected") if name in rows.column_names]
+    found = hashlib.sha256()
+    for batch in rows.select_columns(columns).with_format(None).iter(1000):
+        for row in zip(*batch.values(), strict=True):
+            found.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
+    return found.hexdigest()
+
+
+class PairLog:
+    """A log to be written, by one process.
+
+    Args:
+        folder: of the log; made if there is none.
+        info: what it is of.
+        step: the optimiser step from which the training goes on; what is logged of later ones is removed.
+    """
+
+    def __init__(self, folder: Path, info: LogInfo, step: int = 0) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for shard in _shards(folder):
+            if _steps(shard)[1] > step:
+                _cut(shard, step)
+        for path in folder.glob("*.part"):
+            path.unlink()
+        unfinished = folder / f"{INFO}.part"
+        unfinished.write_text(json.dumps({"format": FORMAT, **asdict(info)}, ensure_ascii=False), encoding="utf-8")
+        os.replace(unfinished, folder / INFO)
+
+    def write(self, rows: pa.Table) -> None:
+        """Add rows of SCHEMA, of steps after all that are there."""
+        if len(rows):
+            steps = rows["step"].to_numpy()
+            _write_shard(self.folder / f"steps-{steps.min():08}-{steps.max():08}.parquet", rows)
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log to be read; its shards are those that were whole when it was opened."""
+
+    folder: Path
+    info: LogInfo
+    shards: list[Path]
+
+    def batches(self, columns: Sequence[str] | None = None, rows: int = 65536) -> Iterator[pa.RecordBatch]:
+        """The rows in the order of their steps, at most so many at a time."""
+        for shard in self.shards:
+            with pq.ParquetFile(shard) as file:
+                yield from file.iter_batches(rows, columns=columns)
+
+
+def read_log(folder: Path) -> Log:
+    """The log in the folder.
+
+    Raises:
+        ValueError: there is none, or a file of it is damaged.
+    """
+    if not (folder / INFO).is_file():
+        raise ValueError(f"{str(folder)!r} is not a pair log: it has no {INFO}.")
+    log = Log(folder, _read_info(folder), _shards(folder))
+    for shard in log.shards:
+        try:
+            if not pq.read_schema(shard).equals(SCHEMA):
+                raise ValueError("it has other columns")
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{str(shard)!r} is no shard of a pair log ({error}).") from error
+    if not log.shards:
+        raise ValueError(f"{str(folder)!r}: the pair log is empty: no step of its training was finished.")
+    return log
+
+
+def check_folder(folder: Path, info: LogInfo, *, resuming: bool) -> None:
+    """Refuse to write a log into a folder with other files, or to go on with a log of other pairs.
+
+    Raises:
+        ValueError: the message is for the user.
+    """
+    others = [path.name for path in folder.glob("*") if path.name != INFO and not _SHARD.fullmatch(path.name)]
+    others = [name for name in others if not name.endswith(".part")]
+    if others:
+        raise ValueError(f"pair_log={str(folder)!r}: the folder holds something else ({others[0]}). Give another one.")
+    if resuming and (folder / INFO).is_file() and _read_info(folder).fingerprint != info.fingerprint:
+        raise ValueError(
+            f"pair_log={str(folder)!r}: the training goes on, but the log so far is of other pairs. Go on with the "
+            "same data, or give another folder."
+        )
+
+
+def _read_info(folder: Path) -> LogInfo:
+    try:
+        content = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT:
+            raise ValueError("it was written by another version")
+        return LogInfo(**content)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{str(folder / INFO)!r} cannot be read ({error}).") from error
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("*.parquet") if _SHARD.fullmatch(path.name)), key=_steps)
+
+
+def _steps(shard: Path) -> tuple[int, int]:
+    """The first and the last step in it."""
+    first, last = map(int, _SHARD.fullmatch(shard.name).groups())
+    return first, last
+
+
+def _cut(shard: Path, step: int) -> None:
+    """Remove what is later than the step from a shard, and the shard if nothing is left."""
+    first, _ = _steps(shard)
+    if first <= step:
+        kept = pq.read_table(shard, filters=[("step", "<=", step)])
+        _write_shard(shard.with_name(f"steps-{first:08}-{step:08}.parquet"), kept)
+    shard.unlink()
+
+
+def _write_shard(path: Path, rows: pa.Table) -> None:
+    unfinished = path.with_name(f"{path.name}.part")
+    pq.write_table(rows, unfinished, compression="zstd")
+    os.replace(unfinished, path)
