@@ -146,7 +146,7 @@ def test_methods_see_the_same_data_and_noise_changes_what_is_learned(finished):
 
 def test_the_curve_ends_with_the_training_and_is_on_the_validation_split(finished):
     _, output, _, _ = finished
-    for path in output.glob(f"runs/grid-*/{RESULT}"):
+    for path in output.glob(f"runs/capo-*/{RESULT}"):
         result = json.loads(path.read_text())
         assert [point["step"] for point in result["curve"]] == [3, 6]
         assert result["steps"] == 6
@@ -173,7 +173,7 @@ def test_a_run_that_fails_says_why(finished, tmp_path):
     failed = subprocess.run(command(tmp_path / "plan.yaml"), capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     last = failed.stderr.splitlines()[-1]
-    assert last.startswith("trl-capo study: error: the run prepare-dpo-none-")
+    assert last.startswith("trl-capo study: error: the run dpo-none-")
     assert "float31" in last
     assert "Traceback" not in failed.stderr
     assert not done_runs(tmp_path / "out")

@@ -29,17 +29,17 @@ def test_a_grid_is_every_combination_of_its_blocks(config):
     runs = config(grid=[*blocks, GRID]).grid_runs({"dpo": 1e-3, "capo": 1e-4})
     assert len(runs) == 11
     assert runs[:4] == [
-        Run("grid", "dpo", "clean", 0, 1, 1e-3),
-        Run("grid", "capo", "clean", 0, 1, 1e-4),
-        Run("grid", "dpo", "flip", 0, 1, 1e-3),
-        Run("grid", "capo", "flip", 0, 1, 1e-4),
+        Run("dpo", "clean", 0, 1, 1e-3),
+        Run("capo", "clean", 0, 1, 1e-4),
+        Run("dpo", "flip", 0, 1, 1e-3),
+        Run("capo", "flip", 0, 1, 1e-4),
     ]
-    assert runs[-1] == Run("grid", "capo", "flip", 2, 3, 1e-4)
-    assert runs[-1].name == "grid-capo-flip-seed2-3ep-lr1.00e-04"
+    assert runs[-1] == Run("capo", "flip", 2, 3, 1e-4)
+    assert runs[-1].name == "capo-flip-seed2-3ep-lr1.00e-04"
 
 
 def test_a_label_with_a_slash_names_no_folder_in_a_folder():
-    assert Run("grid", "capo", "10 / 40 %", 0, 1, 1e-4).name == "grid-capo-10 _ 40 %-seed0-1ep-lr1.00e-04"
+    assert Run("capo", "10 / 40 %", 0, 1, 1e-4).name == "capo-10 _ 40 %-seed0-1ep-lr1.00e-04"
 
 
 def test_tuning_runs_try_every_learning_rate_of_the_methods_in_the_grid(config):
@@ -48,7 +48,7 @@ def test_tuning_runs_try_every_learning_rate_of_the_methods_in_the_grid(config):
     tuning = TUNING | {"seeds": [5, 6]}
     runs = config(methods=methods, learning_rates=[1e-4, 1e-3, 1e-2], tuning=tuning).tuning_runs()
     assert len(runs) == len(set(runs)) == 12
-    assert {(run.stage, run.noise, run.epochs) for run in runs} == {("tuning", "flip", 1)}
+    assert {(run.noise, run.epochs) for run in runs} == {("flip", 1)}
     assert {run.method for run in runs} == {"dpo", "capo"}
     assert config(tuning=TUNING).tuning_runs() == []  # one learning rate: nothing to choose
 
@@ -61,7 +61,7 @@ def test_the_learning_rate_is_the_best_at_the_end_on_the_validation_split(config
     last = {("dpo", 1e-3, 0): 0.7, ("dpo", 1e-3, 1): 0.6, ("dpo", 1e-2, 0): 0.6, ("dpo", 1e-2, 1): 0.8}
     last |= {("capo", rate, seed): 0.8 for rate in (1e-2, 1e-3) for seed in (0, 1)}
     results = {
-        Run("tuning", method, "flip", seed, 1, rate): {
+        Run(method, "flip", seed, 1, rate): {
             "curve": [{"step": 3, "accuracy": 1 - value}, {"step": 6, "accuracy": value}],
             "test": {"accuracy": 1 - value},
         }
@@ -75,7 +75,7 @@ def test_the_learning_rate_is_the_best_at_the_end_on_the_validation_split(config
 
 def test_settings_hold_all_that_decides_a_run_and_nothing_else(config):
     """The folder, the grid and the other methods do not; a method's options, its noise and the shared ones do."""
-    run = Run("grid", "capo", "flip", 0, 1, 1e-2)
+    run = Run("capo", "flip", 0, 1, 1e-2)
     settings = config().settings(run)
     assert settings == json.loads(json.dumps(settings))
     assert config(grid=[GRID, GRID | {"epochs": 3}], output_dir="elsewhere", baseline="capo").settings(run) == settings
@@ -107,7 +107,7 @@ PLAN_ERRORS = [
     ({"methods": ["dpo"]}, ["methods=['dpo'] must map labels to options"]),
     ({"methods": {"dpo": {}, "capo": {}, "": {"method": "capo"}}}, ["the label '' must be text on one line"]),
     ({"noise": NOISE | {"a/b": NOISE["flip"], "a_b": NOISE["flip"]}, "grid": [GRID | {"noise": ["a/b", "a_b"]}]},
-     ["two runs would be called grid-dpo-a_b-seed0"]),
+     ["two runs would be called dpo-a_b-seed0"]),
     ({"methods": {"capo": {}}, "grid": [GRID | {"methods": ["capo"]}]}, ["baseline='dpo' is not one of the methods"]),
     ({"noise": {"clean": {"kind": "flip", "rate": 1.0}, "flip": {"kind": "flip", "rate": -0.1}}},
      ["noise: clean: rate=1.0", "noise: flip: rate=-0.1", "in [0, 1)"]),
@@ -233,7 +233,7 @@ def test_a_group_called_all_is_refused(tmp_path, refused, data):
     ],
 )
 def test_a_folder_of_another_study_is_refused(made_with, said, refused, tmp_path, model_dir, data):
-    run = Run("grid", "capo", "flip", 1, 1, 1e-2)
+    run = Run("capo", "flip", 1, 1, 1e-2)
     settings = StudyConfig(**plan(model_dir, data, tmp_path / "study", **made_with)).settings(run)
     folder = tmp_path / "study" / "runs" / run.name
     folder.mkdir(parents=True)

@@ -104,12 +104,12 @@ _SPOKEN = ("", [""], 0, 0.5, True)
 def _typed(config: dict[str, Any], parser: Parser) -> dict[str, Any]:
     """The values of a YAML file as the parser's dataclasses declare them; all that are of another type in one error.
 
-    Text is left to the parser, as on a command line; a number where text is meant becomes text.
+    Text is left to the parser, as on a command line; a number, `true` or `false` where text is meant becomes text.
     """
     numbers = [
         name
         for name, value in config.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and name in parser.hints
+        if isinstance(value, int | float) and name in parser.hints
         if not fits(value, parser.hints[name]) and fits("", parser.hints[name])
     ]
     config = config | {name: str(config[name]) for name in numbers}

@@ -50,7 +50,7 @@ class CAPOConfig(DPOConfig):
         group_column (`str`, *optional*, defaults to `"auto"`):
             Column that names each pair's group, by which rewards are reported: text or numbers, a group of its own for
             missing values. `"auto"` is `language` where the data have it; `None` (`none` in YAML) turns groups off.
-        pair_log (`bool` or `str`, *optional*, defaults to `False`):
+        pair_log (`bool` or `str`, *optional*):
             Log every pair of every training step, for `trl-capo audit`: `True` into the folder `pair_log` of
             `output_dir`, or into the folder of that name. See docs/audit.md.
 
@@ -83,8 +83,8 @@ class CAPOConfig(DPOConfig):
         },
     )
 
-    pair_log: bool | str | None = field(
-        default=False,
+    pair_log: str | None = field(
+        default=None,
         metadata={
             "help": "Log every pair of every training step, for `trl-capo audit`: true for the folder `pair_log` of "
             "output_dir, or a folder's name."
@@ -93,8 +93,8 @@ class CAPOConfig(DPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.pair_log, str) and self.pair_log.lower() in ("true", "false", "none"):
-            self.pair_log = self.pair_log.lower() == "true"
+        if str(self.pair_log).lower() in ("true", "false", "none"):  # text on a command line
+            self.pair_log = True if str(self.pair_log).lower() == "true" else None
         self.group_column = parse_group_column(self.group_column)
         if isinstance(self.noise_rate, str) and self.noise_rate != "auto":
             with contextlib.suppress(ValueError):  # the check below names what is not a number

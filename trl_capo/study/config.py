@@ -17,7 +17,6 @@ from trl_capo.yaml_files import read_yaml
 class Run:
     """One training: everything that it is made of beside the study's shared settings."""
 
-    stage: str
     method: str
     noise: str
     seed: int
@@ -26,12 +25,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        parts = (self.stage, self.method, self.noise, f"seed{self.seed}", f"{self.epochs:g}ep")
+        parts = (self.method, self.noise, f"seed{self.seed}", f"{self.epochs:g}ep")
         return re.sub(r"[/\\]", "_", "-".join(parts)) + f"-lr{self.learning_rate:.2e}"  # it names a folder
 
 
-PREPARATION = Run("prepare", "dpo", "none", 0, 0, 0.0)
-"""Trains nothing: it fills the memory that the other runs share."""
+PREPARATION = Run("dpo", "none", 0, 0, 0.0)
+"""Of no epochs: it trains nothing, and fills the memory that the other runs share."""
 
 
 @dataclass
@@ -108,13 +107,13 @@ class StudyConfig:
         return json.loads(json.dumps({**own, "shared": self.shared}))
 
     def tuning_runs(self) -> list[Run]:
-        """The runs that choose each method's learning rate; none where there is nothing to choose."""
+        """The runs that choose each method's learning rate, the grid's among them; none where there is no choice."""
         if len(self.learning_rates) == 1:
             return []
         used = [label for label in self.methods if any(label in block["methods"] for block in self.grid)]
         plan = self.tuning
         return [
-            Run("tuning", method, noise, seed, plan["epochs"], rate)
+            Run(method, noise, seed, plan["epochs"], rate)
             for seed in plan["seeds"]
             for noise in plan["noise"]
             for method in used
@@ -124,7 +123,7 @@ class StudyConfig:
     def grid_runs(self, learning_rate: Mapping[str, float]) -> list[Run]:
         """The runs of the grid at each method's learning rate: block by block, all methods of a seed together."""
         runs = [
-            Run("grid", method, noise, seed, block["epochs"], learning_rate[method])
+            Run(method, noise, seed, block["epochs"], learning_rate[method])
             for block in self.grid
             for seed in block["seeds"]
             for noise in block["noise"]
@@ -135,7 +134,7 @@ class StudyConfig:
     def possible_runs(self) -> list[Run]:
         """Every run there can be, whatever learning rates are chosen."""
         rates = [dict.fromkeys(self.methods, rate) for rate in dict.fromkeys(self.learning_rates)]
-        return self.tuning_runs() + [run for chosen in rates for run in self.grid_runs(chosen)]
+        return list(dict.fromkeys(self.tuning_runs() + [run for chosen in rates for run in self.grid_runs(chosen)]))
 
 
 def read_study(path: str, overrides: Mapping[str, Any]) -> StudyConfig:

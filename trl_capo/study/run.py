@@ -32,7 +32,7 @@ ERROR = "trl-capo study: error: "
 
 def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train and measure; returns what `result.json` holds."""
-    shared, stage = settings["shared"], settings["stage"]
+    shared = settings["shared"]
     parts = read_parts(shared)
     parts["train"] = with_noise(parts["train"], settings["inject"], settings["seed"], shared["group_column"])
     shares = noise_shares(parts["train"], shared["group_column"])
@@ -41,7 +41,7 @@ def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     with scoring_completions_only():
         trainer = _make_trainer(settings, parts, shares[ALL], references, hidden, folder)
         started = time.perf_counter()
-        if stage == "prepare":
+        if settings["epochs"] == 0:
             for part in parts.values():
                 trainer.evaluate(part)
         else:
@@ -49,8 +49,7 @@ def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             if _curve(trainer.state.log_history)[-1]["step"] < trainer.state.global_step:
                 trainer.evaluate()  # the curve ends where the training does
         seconds = time.perf_counter() - started
-        if stage == "grid":
-            _measure(trainer, parts["test"], folder)
+        _measure(trainer, parts["test"], folder)
     references.save()
     hidden.save()
     return {
