@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from study_data import plan, save_splits
 
 from trl_capo.study import command as study_command
@@ -134,3 +135,13 @@ def test_after_a_failure_no_run_is_started_and_what_is_done_stays(fake):
     run()
     assert not {name for name, _ in started} & set(done)
     assert started[0][0] == last
+
+
+def test_one_study_at_a_time_works_in_a_folder(fake, tmp_path):
+    run, started = fake
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / "study.lock"), pytest.raises(ValueError, match="a study is running there"):
+        run()
+    assert started == []
+    run()
+    assert len(started) == 11

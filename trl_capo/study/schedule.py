@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from trl_capo.models import check_model_path
@@ -36,7 +37,8 @@ def study(config: StudyConfig, jobs: int = 1) -> Path:
     """Run what is not done yet and write the report; returns the study's folder.
 
     Raises:
-        ValueError, OSError: something does not fit, or the folder holds another study; the message is for the user.
+        ValueError, OSError: something does not fit, or the folder holds another study, or one that is running; the
+            message is for the user.
         RunFailed: a run failed; what is done stays done.
     """
     folder = output_folder(config.output_dir)
@@ -44,6 +46,17 @@ def study(config: StudyConfig, jobs: int = 1) -> Path:
     check_model_path(config.model_name_or_path)
     _check_folder(config, folder)
     check_runs(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "study.lock", timeout=0):
+            return _study(config, folder, jobs)
+    except Timeout:
+        raise ValueError(
+            f"output_dir={config.output_dir!r}: a study is running there. Wait for it, or choose another output_dir."
+        ) from None
+
+
+def _study(config: StudyConfig, folder: Path, jobs: int) -> Path:
     for path in folder.glob("memory/*.part"):  # of a study that was killed
         path.unlink()
     _run_all(config, [PREPARATION], 1, "Preparing")
