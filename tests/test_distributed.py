@@ -91,7 +91,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(one_process, two_proces
     assert len(set(rates)) > len(rates) // 2
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "precomputed"])
+@pytest.mark.parametrize("name", ["full", "lora", "precomputed", "weighted"])
 def test_accumulation_trains_as_one_big_batch(one_process, folder, models, name):
     """Four batches of 1, with the rate estimated: its update sees all micro-batches of the step."""
     sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}

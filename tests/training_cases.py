@@ -22,7 +22,7 @@ from trl_capo import CAPOConfig, CAPOTrainer
 # Into the second epoch of 6 steps; every rate before and after an update differs.
 AUTO = COMMON | {"noise_rate": "auto", "train_sampling_strategy": "random", "max_steps": 8, "save_strategy": "no"}
 IN_ORDER = {"train_sampling_strategy": "sequential", "num_train_epochs": 1, "max_steps": -1}
-LIVE = {"full", "lora", "qlora", "one language each", "stream of one language each", "uneven"}
+LIVE = {"full", "lora", "qlora", "one language each", "stream of one language each", "uneven", "weighted"}
 CASES = {*LIVE, "precomputed"}
 
 
@@ -57,6 +57,8 @@ def train(name: str, folder: Path, model: str, other: str, quantizable: str, pro
         arguments["precompute_ref_log_probs"] = True
     elif name == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    elif name == "weighted":
+        options["train_dataset"] = pairs.add_column("weight", [0.0, 0.5, 1.0, 1.5, 2.0, 0.25] * 4)
     elif name == "uneven":
         options["train_dataset"], arguments = uneven(processes), arguments | IN_ORDER
     elif "one language each" in name:

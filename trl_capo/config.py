@@ -9,6 +9,7 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from trl import DPOConfig
 
@@ -83,7 +84,8 @@ class CAPOConfig(DPOConfig):
         },
     )
 
-    pair_log: bool | str | None = field(
+    # As above; and the parser takes no `bool` beside `str`, which YAML has and a command line says as text.
+    pair_log: Literal[True, False] | str | None = field(
         default=False,
         metadata={
             "help": "Log every pair of every training step, for `trl-capo audit`: true for the folder `pair_log` of "
@@ -93,8 +95,8 @@ class CAPOConfig(DPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.pair_log, str) and self.pair_log.lower() in ("true", "false", "none"):
-            self.pair_log = self.pair_log.lower() == "true"
+        if str(self.pair_log).lower() in ("true", "false", "none"):
+            self.pair_log = str(self.pair_log).lower() == "true"
         self.group_column = parse_group_column(self.group_column)
         if isinstance(self.noise_rate, str) and self.noise_rate != "auto":
             with contextlib.suppress(ValueError):  # the check below names what is not a number
