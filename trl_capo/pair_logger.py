@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, pad_across_processes
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -80,16 +80,16 @@ class PairLogger(TrainerCallback):
             self._log.write(_table(numbers[kept].numpy(), values[kept].numpy(), self.index.labels))
 
 
-def make_pair_logger(args: CAPOConfig, pairs: Any, index: PairIndex) -> PairLogger | None:
+def make_pair_logger(args: CAPOConfig, pairs: Dataset | IterableDataset | None, index: PairIndex) -> PairLogger | None:
     """What logs a training on the pairs, if it is asked for.
 
     Raises:
         ValueError: they are a stream, or the folder cannot be used.
     """
     folder = pair_log_folder(args)
-    if folder is None:
+    if folder is None or pairs is None:
         return None
-    if not isinstance(pairs, Dataset):
+    if isinstance(pairs, IterableDataset):
         raise ValueError(f"pair_log={args.pair_log!r}: the rows of a stream have no numbers to log. Leave it out.")
     info = LogInfo(len(pairs), fingerprint(pairs))
     check_folder(folder, info, resuming=bool(args.resume_from_checkpoint))
