@@ -6,6 +6,7 @@ texts. Everything that is wrong with a file comes in one error, with the lines.
 
 import csv
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from trl_capo.data_files import line_problem
 from trl_capo.pair_log import fingerprint
 from trl_capo.paths import find_path
 from trl_capo.plain import first_few
@@ -150,14 +152,10 @@ def _read(name: str, option: str, endings: tuple[str, ...]) -> Iterator[tuple[in
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    entry = json.loads(line)
-                    yield number, entry if isinstance(entry, dict) else "it is no JSON object"
-                except (ValueError, RecursionError) as error:
-                    yield number, f"it is not JSON: {error}"
+            if line.removeprefix(BOM_UTF8).strip():
+                yield number, line_problem(line) or json.loads(line)
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
