@@ -92,7 +92,8 @@ def test_a_training_that_goes_on_from_an_older_checkpoint_has_every_row_once(
     """10 steps; on from the checkpoint of step 4 by name; then from step 2, to end with step 5. Shards of a step, of
     3 steps (or up to a checkpoint), and up to a checkpoint."""
     monkeypatch.setattr(pair_logger, "BUFFERED_PAIRS", buffered)
-    args = make_args(max_steps=10, save_strategy="steps", save_steps=2, pair_log=True, lr_scheduler_type="constant")
+    options = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "noise_rate": 0}
+    args = make_args(max_steps=10, pair_log=True, **options)
     whole = train(model_dir, args, pairs)
     assert len(whole) == 40
     assert train(model_dir, args, pairs, f"{args.output_dir}/checkpoint-4") == whole
