@@ -3,6 +3,7 @@
 Trainings that are killed are in kill_battery.py, two processes in test_distributed.py.
 """
 
+import json
 import math
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from pair_oracle import BETA, make_pool, score_pairs
 from test_modes import load
 from transformers import TrainerCallback, TrainerState
 
-from trl_capo import CAPOTrainer, pair_logger
+from trl_capo import CAPOConfig, CAPOTrainer, pair_logger
+from trl_capo.arguments import parse
 from trl_capo.pair_log import LogInfo, fingerprint, read_log
 from trl_capo.pair_logger import PairLogger
 from trl_capo.pairs import PairIndex
+from trl_capo.train import make_parser
 
 OPTIONS = {"beta": BETA, "learning_rate": 2e-3, "gradient_checkpointing": False, "noise_rate": "auto"}
 
@@ -108,6 +111,20 @@ def test_a_training_that_starts_anew_replaces_the_log(model_dir, pairs, make_arg
     rows = train(model_dir, args, pairs.select(range(8)))
     assert [row["step"] for row in rows] == [1] * 4 + [2] * 4
     assert read_log(Path(args.output_dir, "pair_log")).info == LogInfo(8, fingerprint(pairs.select(range(8))))
+
+
+@pytest.mark.parametrize(
+    ("said", "in_yaml", "expected"),
+    [("true", True, True), ("False", False, False), ("none", "none", False), ("logs/1", "logs/1", "logs/1")],
+)
+def test_the_option_is_a_truth_value_or_a_folder(tmp_path, said, in_yaml, expected):
+    """In YAML, on a command line, in Python."""
+    options = {"output_dir": "out", "use_cpu": True, "bf16": False}
+    (tmp_path / "run.yaml").write_text(json.dumps(options | {"pair_log": in_yaml}))
+    for words in ([], ["--pair_log", said]):
+        parsed, *_ = parse(["--config", str(tmp_path / "run.yaml"), *words], make_parser())
+        assert parsed[1].pair_log == expected
+    assert CAPOConfig(pair_log=in_yaml, **options).pair_log == expected
 
 
 def test_a_log_that_cannot_be_is_refused_before_a_model_is_loaded(pairs, make_args, tmp_path):
