@@ -3,8 +3,9 @@
     python tests/kill_battery.py --kills 20 --seed 0
 
 Each case is trained once undisturbed, and once with kills: SIGKILL or SIGTERM, in a step or while a checkpoint is
-being written, in all processes or in one of them. All that was logged and all weights must be the same in the end, and
-after SIGTERM no step may be lost. Logging windows of 4 steps span the checkpoints of every 3rd step. Processes are
+being written, in all processes or in one of them. All that was logged, also of every pair, and all weights must be the
+same in the end, and after SIGTERM no step may be lost. Logging windows of 4 steps span the checkpoints of every 3rd
+step, and shards of the pair log have 2 steps unless a checkpoint ends them. Processes are
 forks of this one, which has imported everything and computed nothing, so that a kill costs a second and not ten.
 
 Ends with code 1 if anything differs. What a launcher does with signals is no part of it (test_cluster.py).
@@ -29,12 +30,14 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from trl_capo import CAPOConfig, CAPOTrainer
+from trl_capo import CAPOConfig, CAPOTrainer, pair_logger
 from trl_capo.checkpoints import find_fault
+from trl_capo.pair_log import read_log
 from trl_capo.termination import EXIT_CODE
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
-STEPS = {"max_steps": 24, "save_strategy": "steps", "save_steps": 3, "logging_steps": 4, "save_total_limit": 3}
+STEPS = {"max_steps": 24, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 3}
+LOGS = {"logging_steps": 4, "pair_log": True}
 HALF = {"per_device_train_batch_size": 2}
 CASES = {  # name: processes, whether LoRA, options; 4 pairs a step
     "one process": (1, False, {}),
@@ -64,7 +67,8 @@ class Tell(TrainerCallback):
 def train(folder: Path, case: str, rank: int) -> None:
     """One process of a training, or of what is left of it; the main one leaves `done.pt`."""
     _, lora, options = CASES[case]
-    arguments = CPU_ARGUMENTS | STEPS | {"output_dir": str(folder / "output"), "noise_rate": "auto"} | options
+    pair_logger.BUFFERED_PAIRS = 8 // CASES[case][0]
+    arguments = CPU_ARGUMENTS | STEPS | LOGS | {"output_dir": str(folder / "output"), "noise_rate": "auto"} | options
     trainer = CAPOTrainer(
         str(folder.parent / "model"),
         args=CAPOConfig(**arguments),
@@ -75,7 +79,9 @@ def train(folder: Path, case: str, rank: int) -> None:
     trainer.train(resume_from_checkpoint=True)
     if rank == 0:
         weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-        torch.save({"weights": weights, "logs": trainer.state.log_history[:-1]}, folder / "done.pt")
+        rows = [row for batch in read_log(folder / "output" / "pair_log").batches() for row in batch.to_pylist()]
+        done = {"weights": weights, "logs": trainer.state.log_history[:-1], "pairs": rows}
+        torch.save(done, folder / "done.pt")
 
 
 def in_fork(task: Callable[[], None], log: Path) -> int:
@@ -173,6 +179,11 @@ def difference(one: dict, other: dict) -> str | None:
         for key, value in expected.items():
             if not (value == found[key] or (key == "loss" and math.isclose(value, found[key], rel_tol=1e-6))):
                 return f"{key} at step {expected['step']}: {value} and {found[key]}"
+    if len(one["pairs"]) != 24 * 4:  # steps of four pairs
+        return f"{len(one['pairs'])} rows in the pair log"
+    rows = [pair for pair in zip(one["pairs"], other["pairs"], strict=False) if pair[0] != pair[1]]
+    if rows or len(one["pairs"]) != len(other["pairs"]):
+        return f"{len(other['pairs'])} rows in the pair log, of which differ: {rows[:1]}"
     changed = [name for name, tensor in one["weights"].items() if not torch.equal(tensor, other["weights"][name])]
     return f"weights {changed[:3]}" if changed else None
 

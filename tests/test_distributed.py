@@ -38,8 +38,19 @@ def assert_same_training(one: dict, other: dict, but: tuple[str, ...] = (), atol
         assert entry.keys() == found.keys()
         expected = {key: pytest.approx(entry[key], rel=2e-3, abs=1e-5) for key in compared}
         assert {key: found[key] for key in compared} == expected
+    assert_same_pairs(one.get("pairs", []), other.get("pairs", []))
     torch.testing.assert_close(one["steps"], other["steps"], rtol=1e-2, atol=atol)
     assert len(one["steps"]) == len(other["steps"]) >= 4
+
+
+def assert_same_pairs(one: list[dict], other: list[dict]):
+    """The rows of pair logs, in each step in whatever order; rows 22 and 23 of `uneven` are 0 and 1 once more."""
+    assert len(one) == len(other)
+    ordered = [sorted(rows, key=lambda row: (row["step"], row["pair"] % 22, row["pair"])) for rows in (one, other)]
+    for expected, found in zip(*ordered, strict=True):
+        assert [found["pair"] % 22, found["group"]] == [expected["pair"] % 22, expected["group"]]
+        for key in expected.keys() - {"pair", "group"}:
+            assert found[key] == pytest.approx(expected[key], rel=2e-3, abs=2e-3), key
 
 
 def run(command: list[str], **variables):
@@ -91,7 +102,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(one_process, two_proces
     assert len(set(rates)) > len(rates) // 2
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "precomputed"])
+@pytest.mark.parametrize("name", ["full", "lora", "precomputed", "weighted"])
 def test_accumulation_trains_as_one_big_batch(one_process, folder, models, name):
     """Four batches of 1, with the rate estimated: its update sees all micro-batches of the step."""
     sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}

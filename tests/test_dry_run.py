@@ -183,3 +183,11 @@ def test_steps_of_several_processes_by_hand(make_args):
     """26 pairs in batches of 4 are 7 batches; 3 processes take 3 each, some again; of 2 accumulated, 2 steps."""
     args = make_args(max_steps=-1, num_train_epochs=3, per_device_train_batch_size=4, gradient_accumulation_steps=2)
     assert optimiser_steps(args, 26, 3) == 6
+
+
+def test_weights_that_cannot_be_used_are_problems(dry_run):
+    rows = [row | {"weight": -1 if index == 3 else 1} for index, row in enumerate(make_pairs().to_list())]
+    code, output = dry_run(rows, loss_type="ipo", noise_rate=0)
+    assert code == 1
+    assert "weight is negative in 1 of 24 rows (row 3)" in output
+    assert "with loss_type=['ipo'] there are none" in output

@@ -12,7 +12,7 @@ import yaml
 from conftest import CPU_ARGUMENTS, logged, make_pairs
 from datasets import Dataset, DatasetDict, load_from_disk
 
-from trl_capo import CAPOTrainer, cli, noise_command, train
+from trl_capo import CAPOTrainer, cli, noise_command, saving, train
 from trl_capo.arguments import parse_alone
 from trl_capo.noise import inject_noise
 
@@ -234,7 +234,7 @@ def test_an_interrupted_command_leaves_nothing_behind(file, tmp_path, monkeypatc
         assert any(name.endswith(".part") for name in os.listdir(tmp_path))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(noise_command.os, "replace", stop)
+    monkeypatch.setattr(saving.os, "replace", stop)
     arguments = ["--dataset_name", file, "--output_dir", str(tmp_path / "out"), "--kind", "flip", "--rate", "0.2"]
     with pytest.raises(KeyboardInterrupt):
         noise_command.main(arguments)

@@ -187,9 +187,10 @@ def waits(cls, config, accumulation, make_args, model_dir, pairs, monkeypatch, *
 def test_a_step_costs_one_gather_and_one_host_read_however_many_micro_batches(
     make_args, model_dir, pairs, monkeypatch, accumulation, noise_rate
 ):
-    rest = (accumulation, make_args, model_dir, pairs, monkeypatch)
+    """With weights, and every pair logged."""
+    rest = (accumulation, make_args, model_dir, pairs.add_column("weight", [0.5] * 24), monkeypatch)
     dpo = waits(DPOTrainer, DPOConfig, *rest)
-    capo = waits(CAPOTrainer, CAPOConfig, *rest, noise_rate=noise_rate)
+    capo = waits(CAPOTrainer, CAPOConfig, *rest, noise_rate=noise_rate, pair_log=True)
     assert dpo[0] >= 10 * accumulation
     assert (capo[0] - dpo[0], capo[1] - dpo[1]) == (1, 1)
 

@@ -216,11 +216,11 @@ def test_a_missing_file_and_no_jobs_are_refused(tmp_path, refused, capfd):
     assert "none.yaml': there is no such file." in capfd.readouterr().err
 
 
-def test_a_group_called_all_is_refused(tmp_path, refused, data):
+def test_a_group_called_all_and_weights_are_refused(tmp_path, refused, data):
     for split, part in load_dataset(data).items():
-        part = part.map(lambda row: {"language": "all" if row["language"] == "de" else "sw"})
-        part.to_json(tmp_path / f"{split}.jsonl")
-    assert "there is a group 'all'" in refused(dataset_name=str(tmp_path), noise=NOISE | {"flip": NOISE["clean"]})
+        part.map(lambda row: {"language": "all", "weight": 1.0}).to_json(tmp_path / f"{split}.jsonl")
+    said = refused(dataset_name=str(tmp_path), noise=NOISE | {"flip": NOISE["clean"]})
+    assert all(text in said for text in ("there is a group 'all'", "the data have a column 'weight'"))
 
 
 @pytest.mark.parametrize(

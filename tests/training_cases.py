@@ -18,11 +18,12 @@ from torch.distributed.fsdp import fully_shard
 from transformers import BitsAndBytesConfig, TrainerCallback
 
 from trl_capo import CAPOConfig, CAPOTrainer
+from trl_capo.pair_log import read_log
 
 # Into the second epoch of 6 steps; every rate before and after an update differs.
 AUTO = COMMON | {"noise_rate": "auto", "train_sampling_strategy": "random", "max_steps": 8, "save_strategy": "no"}
 IN_ORDER = {"train_sampling_strategy": "sequential", "num_train_epochs": 1, "max_steps": -1}
-LIVE = {"full", "lora", "qlora", "one language each", "stream of one language each", "uneven"}
+LIVE = {"full", "lora", "qlora", "one language each", "stream of one language each", "uneven", "weighted"}
 CASES = {*LIVE, "precomputed"}
 
 
@@ -52,11 +53,14 @@ def train(name: str, folder: Path, model: str, other: str, quantizable: str, pro
     """What one training logged, and its weights after each step and in the end; sizes are options of batches."""
     pairs = Dataset.load_from_disk(folder / "data")  # TRL shares precomputed log-probs through a file beside the data
     options = {"train_dataset": pairs, "eval_dataset": pairs.select(range(8))}
-    arguments = AUTO | sizes | {"output_dir": str(folder)}
+    log = Path(folder, "logs", "-".join([name, *map(str, sizes.values())]))
+    arguments = AUTO | sizes | {"output_dir": str(folder), "pair_log": "stream" not in name and str(log)}
     if name == "precomputed":
         arguments["precompute_ref_log_probs"] = True
     elif name == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    elif name == "weighted":
+        options["train_dataset"] = pairs.add_column("weight", [0.0, 0.5, 1.0, 1.5, 2.0, 0.25] * 4)
     elif name == "uneven":
         options["train_dataset"], arguments = uneven(processes), arguments | IN_ORDER
     elif "one language each" in name:
@@ -74,7 +78,10 @@ def train(name: str, folder: Path, model: str, other: str, quantizable: str, pro
     if name != "qlora":  # on the CPU, bitsandbytes evaluates in bfloat16 kernels of its own, to 3 digits
         trainer.evaluate()
     state = weights(trainer.accelerator.unwrap_model(trainer.model))
-    return {"logs": trainer.state.log_history, "steps": steps.weights, "weights": state}
+    result = {"logs": trainer.state.log_history, "steps": steps.weights, "weights": state}
+    if "stream" not in name and trainer.is_world_process_zero():
+        result["pairs"] = [row for batch in read_log(log).batches() for row in batch.to_pylist()]
+    return result
 
 
 def train_sharded(folder: Path, model: str, other: str, processes: int = 1, **sizes) -> dict:

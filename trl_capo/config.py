@@ -52,7 +52,8 @@ class CAPOConfig(DPOConfig):
             missing values. `"auto"` is `language` where the data have it; `None` (`none` in YAML) turns groups off.
         pair_log (`bool` or `str`, *optional*):
             Log every pair of every training step, for `trl-capo audit`: `True` into the folder `pair_log` of
-            `output_dir`, or into the folder of that name. See docs/audit.md.
+            `output_dir`, or into the folder of that name. A training that is resumed goes on with the log, one that
+            starts anew replaces it. See docs/audit.md.
 
     Raises:
         ValueError: options that cannot be used together, or a value out of its range. One message names them all.

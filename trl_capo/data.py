@@ -5,7 +5,7 @@ live with is counted in one warning. Streams are checked by their first rows onl
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from trl_capo.plain import first_few
 logger = get_logger(__name__)
 
 _NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be greater than 0, got 0")
-_STREAM_ROWS = 100
+STREAM_ROWS = 100  # of a stream, which are looked at before it is read
+_Data = Dataset | IterableDataset | Mapping[str, Any] | None
+_Check = Callable[[Dataset | IterableDataset], list[str]]
 
 
 def load_preference_data(name: str, *, config: str | None = None, streaming: bool = False) -> DatasetDict:
@@ -48,7 +50,7 @@ def load_preference_data(name: str, *, config: str | None = None, streaming: boo
         raise FileNotFoundError(f"dataset_name={name!r}: no data found there; files of data end in {endings}.")
     try:
         if path is not None:
-            refuse_unsafe_lines(path, _STREAM_ROWS if streaming else None)
+            refuse_unsafe_lines(path, STREAM_ROWS if streaming else None)
         loaded = _load(path, name, config, streaming)
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise FileNotFoundError(f"dataset_name={name!r}: no data found there: {error}") from error
@@ -92,22 +94,26 @@ def select_split(splits: Mapping[str, Any], split: str, option: str) -> Any:
     return splits[split]
 
 
-def check_preference_data(**datasets: Dataset | IterableDataset | Mapping[str, Any] | None) -> None:
+def check_preference_data(more: _Check | None = None, /, **datasets: _Data) -> None:
     """Check data sets, or dictionaries of them, before anything expensive happens; None is left to the caller.
+
+    Args:
+        more: gives the problems of a data set or stream that only the caller would see.
 
     Raises:
         ValueError: a missing column, no rows, or cells that are neither text nor messages; all in one error.
     """
-    for warning in refuse_unusable(**datasets):
+    for warning in refuse_unusable(more, **datasets):
         logger.warning(warning)
 
 
-def refuse_unusable(**datasets: Dataset | IterableDataset | Mapping[str, Any] | None) -> list[str]:
+def refuse_unusable(more: _Check | None = None, /, **datasets: _Data) -> list[str]:
     """As `check_preference_data`, and returns the warnings."""
     problems, warnings = [], []
     for name, dataset in _named(datasets):
         try:
             found, odd = _examine(dataset)
+            found += [] if more is None else more(dataset)
         except Exception as error:  # of the reader of a stream, or of text that is none
             found, odd = [f"its rows cannot be read: {type(error).__name__}: {error.__cause__ or error}"], []
         problems += [f"{name}: {problem}" for problem in found]
@@ -117,7 +123,7 @@ def refuse_unusable(**datasets: Dataset | IterableDataset | Mapping[str, Any] | 
     return warnings
 
 
-def refuse_empty(max_length: int | None, **datasets: Dataset | IterableDataset | Mapping[str, Any] | None) -> None:
+def refuse_empty(max_length: int | None, **datasets: _Data) -> None:
     """Refuse tokenised data sets of which nothing is left: TRL drops the pairs whose prompt fills `max_length`."""
     for name, dataset in _named(datasets):
         if isinstance(dataset, Dataset) and len(dataset) == 0:
@@ -137,7 +143,7 @@ def _named(datasets: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _examine(dataset: Dataset | IterableDataset) -> tuple[list[str], list[str]]:
     """What makes the data set unusable, and what is only worth a warning."""
-    rows = dataset.take(_STREAM_ROWS) if isinstance(dataset, IterableDataset) else dataset
+    rows = dataset.take(STREAM_ROWS) if isinstance(dataset, IterableDataset) else dataset
     first = next(iter(rows), None)
     if first is None:
         return ["it has no rows"], []
@@ -162,10 +168,11 @@ def _examine(dataset: Dataset | IterableDataset) -> tuple[list[str], list[str]]:
     same = warnings.get(_SAME)
     if same and len(same) == total:
         return ["every pair has chosen equal to rejected: there is no preference in it"], []
-    return [_count(*item, total) for item in errors.items()], [_count(*item, total) for item in warnings.items()]
+    return [in_rows(*item, total) for item in errors.items()], [in_rows(*item, total) for item in warnings.items()]
 
 
-def _count(message: str, indices: list[int], total: int) -> str:
+def in_rows(message: str, indices: list[int], total: int) -> str:
+    """The message, with how many of all rows it is true of, and the first of them."""
     return f"{message} in {len(indices):,} of {total:,} rows (row {first_few(indices)})"
 
 

@@ -46,6 +46,11 @@ def refuse_unsafe_lines(path: Path, most: int | None = None) -> None:
                 raise ValueError(f"{file}, line {number}: {problem}")
 
 
+def line_problem(line: bytes) -> str | None:
+    """Why a line is not an object in JSON."""
+    return _text_problem(line) or _json_problem(line.rstrip())
+
+
 def first_problem(path: Path) -> str | None:
     """File, line and reason of the first line, in a file or a folder of JSON and CSV, that cannot be read."""
     found = ((file, _file_problem(file)) for file in _text_files(path))

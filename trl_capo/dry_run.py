@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +34,7 @@ from trl_capo.plain import print_error
 from trl_capo.repeats import repeat_warnings
 from trl_capo.token_lengths import ALL_PAIRS, measure_lengths
 from trl_capo.train import ARGUMENT_TYPES, MISTAKES, DryRunArguments, check_resume, load_data, make_parser
+from trl_capo.weights import weight_problems
 
 STREAM_ROWS = 1000
 
@@ -110,7 +112,8 @@ def _check_data(found: Findings, args: CAPOConfig | None, train: Any, evaluation
     """The pairs to train on, of a stream its first rows; None if they cannot be used."""
     usable = False
     with _collecting(found.problems):
-        found.warnings += refuse_unusable(train_dataset=train, eval_dataset=evaluation)
+        check = partial(weight_problems, args)
+        found.warnings += refuse_unusable(check, train_dataset=train, eval_dataset=evaluation)
         usable = True
     if not usable:
         return None

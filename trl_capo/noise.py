@@ -15,16 +15,18 @@ from itertools import compress
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 
-from trl_capo.answers import Answer, answer_start, common_feature, near_tie, paired_columns, question
+from trl_capo.answers import Answer, answer_start, near_tie, paired_columns, question
 from trl_capo.draws import Rate, flip_probabilities, row_rates, uniform_draws
 from trl_capo.noise_checks import IS_NOISY, checked_dataset, labels_for, row_labels, row_scores
+from trl_capo.row_changes import answer_columns, change_rows, swap_answers
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("flip", "flip_ambiguous", "near_tie", "wrong_language")
 _DONORS_TRIED = 100
+_DESC = "Injecting noise"
 _Change = Callable[[int, Mapping[str, Any]], Any]
 
 
@@ -129,7 +131,7 @@ def wrong_language_chosen(
             f"group_column={group_column!r}: an answer in a wrong language comes from another group, and {found}. "
             "Name a column that tells at least two languages apart."
         )
-    rows = dataset.select_columns(_answer_columns(dataset))
+    rows = dataset.select_columns(answer_columns(dataset))
     asking: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         asking.setdefault(question(row), []).append(index)
@@ -154,19 +156,9 @@ def wrong_language_chosen(
     return _replace(dataset, uniform_draws(seed, len(dataset)) < row_rates(rate, len(rows), labels), "chosen", change)
 
 
-def _answer_columns(dataset: Dataset) -> list[str]:
-    return [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
-
-
 def _swap(dataset: Dataset, drawn: np.ndarray) -> Dataset:
     """Swap the answers of the drawn rows, and all columns that are named after them."""
-    pairs = paired_columns(dataset.column_names)
-    partners = pairs | {rejected: chosen for chosen, rejected in pairs.items()}
-
-    def change(index: int, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        return None if row["chosen"] == row["rejected"] else {name: row[other] for name, other in partners.items()}
-
-    return _apply(dataset, drawn, change, list(partners), partners)
+    return _marked(*swap_answers(dataset, np.flatnonzero(drawn), _DESC), drawn)
 
 
 def _replace(dataset: Dataset, drawn: np.ndarray, answer: str, change: _Change) -> Dataset:
@@ -179,46 +171,18 @@ def _replace(dataset: Dataset, drawn: np.ndarray, answer: str, change: _Change) 
         changed = change(index, row)
         return None if changed is None else unknown | {answer: changed}
 
-    return _apply(dataset, drawn, replace, own, {"rejected": "chosen"} if answer == "rejected" else {})
+    sources = {"rejected": "chosen"} if answer == "rejected" else {}
+    return _marked(*change_rows(dataset, np.flatnonzero(drawn), replace, own, sources, _DESC), drawn)
 
 
-def _apply(
-    dataset: Dataset, drawn: np.ndarray, change: _Change, columns: list[str], sources: Mapping[str, str]
-) -> Dataset:
-    """The data set with `is_noisy` and the drawn rows changed.
-
-    Args:
-        change: from a row's number and the row, the new values of all `columns`, or None if it cannot be changed.
-        sources: columns that get values of another column, with that column.
-    """
-    types = {column: common_feature(dataset.features, column, source) for column, source in sources.items()}
-    features = Features(dataset.features | types | {IS_NOISY: Value("bool")})
-    indices = np.flatnonzero(drawn)
-    rows = dataset.select(indices).select_columns(sorted({*_answer_columns(dataset), *columns}))
-    found = zip(indices.tolist(), rows, strict=True)
-    changes = {index: changed for index, row in found if (changed := change(index, row)) is not None}
-    if len(changes) < len(indices):
+def _marked(dataset: Dataset, changed: set[int], drawn: np.ndarray) -> Dataset:
+    """The data set with `is_noisy`, true for the changed rows; warns of drawn ones that could not be changed."""
+    if len(changed) < drawn.sum():
         logger.warning(
-            f"{len(indices) - len(changes):,} of {len(indices):,} drawn pairs cannot be changed and stay as they are "
+            f"{drawn.sum() - len(changed):,} of {drawn.sum():,} drawn pairs cannot be changed and stay as they are "
             "(docs/noise.md says which)"
         )
-    return dataset.map(
-        _change_batch,
-        with_indices=True,
-        batched=True,
-        fn_kwargs={"changes": changes, "columns": columns},
-        features=features,
-        desc="Injecting noise",
-    )
-
-
-def _change_batch(batch: Mapping[str, list], indices: list[int], changes: Mapping, columns: list[str]) -> dict:
-    numbered = {name: zip(indices, batch[name], strict=True) for name in columns}
-    changed = {
-        name: [changes[index][name] if index in changes else value for index, value in values]
-        for name, values in numbered.items()
-    }
-    return changed | {IS_NOISY: [index in changes for index in indices]}
+    return dataset.add_column(IS_NOISY, [index in changed for index in range(len(dataset))])
 
 
 def noise_counts(labels: Sequence[str] | None, is_noisy: Iterable[bool]) -> dict[str, tuple[int, int]]:

@@ -8,14 +8,10 @@ with `noise.json` beside it, which says what was done; it appears whole or not a
 """
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, DatasetDict
 
@@ -26,8 +22,8 @@ from trl_capo.groups import find_groups
 from trl_capo.models import processes
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseCommandArguments
-from trl_capo.paths import output_folder
 from trl_capo.plain import plain, print_error
+from trl_capo.saving import new_folder, write_data_set
 from trl_capo.text_table import text_table
 
 
@@ -47,9 +43,7 @@ def prepare(args: NoiseCommandArguments) -> Preparation:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
     args.check()
-    output = output_folder(args.output_dir).resolve()
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise ValueError(f"output_dir={args.output_dir!r} is there already. Choose another folder, or remove it.")
+    output = new_folder(args.output_dir)
     processes()
     splits = load_preference_data(args.dataset_name, config=args.dataset_config)
     dataset = select_split(splits, args.dataset_split, "dataset_split")
@@ -65,22 +59,9 @@ def prepare(args: NoiseCommandArguments) -> Preparation:
         "groups": {group: {"pairs": pairs, "noisy": changed} for group, (pairs, changed) in counts.items()},
         "versions": {"trl-capo": __version__, "datasets": version("datasets")},
     }
-    _write(DatasetDict({**splits, args.dataset_split: noisy}), record, output)
+    files = {"noise.json": json.dumps(record, indent=2, ensure_ascii=False) + "\n"}
+    write_data_set(DatasetDict({**splits, args.dataset_split: noisy}), files, output)
     return Preparation(noisy, column, counts)
-
-
-def _write(splits: DatasetDict, record: dict[str, Any], output: Path) -> None:
-    """Write into a folder beside the output, and give it that name once it is complete."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        splits.save_to_disk(unfinished)
-        text = json.dumps(record, indent=2, ensure_ascii=False)
-        (unfinished / "noise.json").write_text(text + "\n", encoding="utf-8")
-        os.replace(unfinished, output)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def noise_table(done: Preparation) -> str:

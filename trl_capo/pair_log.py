@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from trl_capo.plain import first_few
+
 FORMAT = 1
 INFO = "log.json"
 MEASURES = (
@@ -39,6 +41,7 @@ SCHEMA = pa.schema(
     ]
 )
 _SHARD = re.compile(r"steps-(\d+)-(\d+)\.parquet")
+_UNFINISHED = re.compile(rf"({_SHARD.pattern}|{re.escape(INFO)})\.part")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def fingerprint(rows: Dataset) -> str:
     columns = [name for name in ("prompt", "chosen", "rejected") if name in rows.column_names]
     found = hashlib.sha256()
     for batch in rows.select_columns(columns).with_format(None).iter(1000):
-        for row in zip(*batch.values(), strict=True):
+        for row in zip(*map(batch.get, columns), strict=True):
             found.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
     return found.hexdigest()
 
@@ -73,16 +76,21 @@ class PairLog:
         folder: of the log; made if there is none.
         info: what it is of.
         step: the optimiser step from which the training goes on; what is logged of later ones is removed.
+
+    Raises:
+        ValueError: as `check_folder`.
     """
 
     def __init__(self, folder: Path, info: LogInfo, step: int = 0) -> None:
+        check_folder(folder, info, resuming=step > 0)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for shard in _shards(folder):
+        for shard in reversed(_shards(folder)):  # the last first: killed on its way, it leaves no gap
             if _steps(shard)[1] > step:
                 _cut(shard, step)
-        for path in folder.glob("*.part"):
-            path.unlink()
+        for path in folder.iterdir():
+            if _UNFINISHED.fullmatch(path.name):
+                path.unlink()
         unfinished = folder / f"{INFO}.part"
         unfinished.write_text(json.dumps({"format": FORMAT, **asdict(info)}, ensure_ascii=False), encoding="utf-8")
         os.replace(unfinished, folder / INFO)
@@ -117,29 +125,29 @@ def read_log(folder: Path) -> Log:
     """
     if not (folder / INFO).is_file():
         raise ValueError(f"{str(folder)!r} is not a pair log: it has no {INFO}.")
-    log = Log(folder, _read_info(folder), _shards(folder))
-    for shard in log.shards:
-        try:
-            if not pq.read_schema(shard).equals(SCHEMA):
-                raise ValueError("it has other columns")
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{str(shard)!r} is no shard of a pair log ({error}).") from error
+    log = Log(folder, _read_info(folder), _apart(_shards(folder)))
+    _refuse_damaged(log.shards)
     if not log.shards:
         raise ValueError(f"{str(folder)!r}: the pair log is empty: no step of its training was finished.")
     return log
 
 
 def check_folder(folder: Path, info: LogInfo, *, resuming: bool) -> None:
-    """Refuse to write a log into a folder with other files, or to go on with a log of other pairs.
+    """Refuse to write a log into a folder with other files, or to go on with one that is damaged or of other pairs.
 
     Raises:
         ValueError: the message is for the user.
     """
-    others = [path.name for path in folder.glob("*") if path.name != INFO and not _SHARD.fullmatch(path.name)]
-    others = [name for name in others if not name.endswith(".part")]
+    names = sorted(path.name for path in folder.glob("*"))
+    others = [name for name in names if name != INFO and not (_SHARD.fullmatch(name) or _UNFINISHED.fullmatch(name))]
     if others:
-        raise ValueError(f"pair_log={str(folder)!r}: the folder holds something else ({others[0]}). Give another one.")
-    if resuming and (folder / INFO).is_file() and _read_info(folder).fingerprint != info.fingerprint:
+        raise ValueError(
+            f"pair_log={str(folder)!r}: the folder holds something else ({first_few(others)}). Give another one."
+        )
+    if not (resuming and (folder / INFO).is_file()):
+        return
+    _refuse_damaged(_shards(folder))
+    if _read_info(folder).fingerprint != info.fingerprint:
         raise ValueError(
             f"pair_log={str(folder)!r}: the training goes on, but the log so far is of other pairs. Go on with the "
             "same data, or give another folder."
@@ -154,6 +162,27 @@ def _read_info(folder: Path) -> LogInfo:
         return LogInfo(**content)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{str(folder / INFO)!r} cannot be read ({error}).") from error
+
+
+def _refuse_damaged(shards: list[Path]) -> None:
+    for shard in shards:
+        try:
+            if not pq.read_schema(shard).equals(SCHEMA):
+                raise ValueError("it has other columns")
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"{str(shard)!r} is damaged, or no shard of a pair log ({error}). Without the folder, the log starts "
+                "anew."
+            ) from error
+
+
+def _apart(shards: list[Path]) -> list[Path]:
+    """Those that share no step with an earlier one: who was killed while cutting left both the part and the whole."""
+    kept: list[Path] = []
+    for shard in shards:
+        if not kept or _steps(shard)[0] > _steps(kept[-1])[1]:
+            kept.append(shard)
+    return kept
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, pad_across_processes
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -19,7 +19,7 @@ from trl_capo.pair_log import SCHEMA, LogInfo, PairLog, check_folder, fingerprin
 from trl_capo.pairs import PairIndex
 
 BUFFERED_PAIRS = 8192
-"""Rows that wait on every process, about; each takes 60 bytes."""
+"""Rows that wait on every process, about; each takes 44 bytes of the device."""
 
 
 class PairLogger(TrainerCallback):
@@ -38,6 +38,7 @@ class PairLogger(TrainerCallback):
         self._forget()
 
     def _forget(self) -> None:
+        self._times: list[tuple[int, int, int]] = []  # step, epoch and number of pairs of every micro-batch
         self._numbers: list[Tensor] = []
         self._values: list[Tensor] = []
         self._steps = 0
@@ -54,9 +55,10 @@ class PairLogger(TrainerCallback):
 
     def add(self, pairs: Tensor, groups: Tensor, values: tuple[Tensor | float, ...]) -> None:
         """Add a micro-batch of a training step: (B,) pair numbers and groups, and (B,) values, or one, of MEASURES."""
-        now = torch.tensor(self._now, device=pairs.device).expand(len(pairs), 2)
-        self._numbers.append(torch.cat([now, pairs[:, None], groups[:, None]], dim=1))
-        columns = [torch.as_tensor(value, device=pairs.device).detach().float().expand(len(pairs)) for value in values]
+        self._times.append((*self._now, len(pairs)))
+        self._numbers.append(torch.stack([pairs, groups], dim=1))
+        first = values[0].detach().float()  # a tensor; numbers are filled in, as the device would wait for copies
+        columns = [v.detach().float() if isinstance(v, Tensor) else torch.full_like(first, v) for v in values]
         self._values.append(torch.stack(columns, dim=1))
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
@@ -71,7 +73,10 @@ class PairLogger(TrainerCallback):
         """Write what waits; all processes call it together."""
         if not self._steps:
             return
-        rows = (torch.cat(self._numbers), torch.cat(self._values))
+        numbers, values = torch.cat(self._numbers), torch.cat(self._values)
+        times = torch.tensor(self._times)
+        times = times[:, :2].repeat_interleave(times[:, 2], dim=0).to(numbers.device)
+        rows = (torch.cat([times, numbers], dim=1), values)
         self._forget()
         numbers, values = (gather(pad_across_processes(part, pad_index=-1)).cpu() for part in rows)
         if self._log is not None:
@@ -80,16 +85,16 @@ class PairLogger(TrainerCallback):
             self._log.write(_table(numbers[kept].numpy(), values[kept].numpy(), self.index.labels))
 
 
-def make_pair_logger(args: CAPOConfig, pairs: Any, index: PairIndex) -> PairLogger | None:
+def make_pair_logger(args: CAPOConfig, pairs: Dataset | IterableDataset | None, index: PairIndex) -> PairLogger | None:
     """What logs a training on the pairs, if it is asked for.
 
     Raises:
         ValueError: they are a stream, or the folder cannot be used.
     """
     folder = pair_log_folder(args)
-    if folder is None:
+    if folder is None or pairs is None:
         return None
-    if not isinstance(pairs, Dataset):
+    if isinstance(pairs, IterableDataset):
         raise ValueError(f"pair_log={args.pair_log!r}: the rows of a stream have no numbers to log. Leave it out.")
     info = LogInfo(len(pairs), fingerprint(pairs))
     check_folder(folder, info, resuming=bool(args.resume_from_checkpoint))

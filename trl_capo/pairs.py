@@ -4,11 +4,11 @@ Every data set of a trainer gets a column of pair numbers, which survive mapping
 reach each batch as one integer per pair. Numbers are unique over all data sets of the trainer, so that one table gives
 each pair's group. A stream has no table: its pairs carry their group's label instead, and new labels are numbered as
 they appear, in the same order on all processes. Where a stream is evaluated, its pairs have numbers too, by their
-place, so that those that fill up a last batch are known.
+place, so that those that fill up a last batch are known. A column `weight` takes the same way into the batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -19,12 +19,27 @@ from torch.utils.data import get_worker_info
 
 from trl_capo.groups import column_names, find_groups, group_label, resolve_group_column
 from trl_capo.messages import get_logger
+from trl_capo.weights import WEIGHT, check_as_read
 
 logger = get_logger(__name__)
 
 PAIR = "capo_pair"
 LABEL = "capo_group"
-COLUMNS = (PAIR, LABEL)
+COLUMNS = (PAIR, LABEL, WEIGHT)
+"""What a batch has for CAPO alone; neither the model nor DPOTrainer must see it."""
+
+
+class PairColumns(NamedTuple):
+    """Of a batch: (B,) pair numbers, the B labels of a stream's pairs, and (B,) weights; None for what it has not."""
+
+    pairs: Tensor | None
+    labels: list[str | None] | None
+    weights: Tensor | None
+
+
+def split_batch(batch: Mapping[str, Any]) -> tuple[PairColumns, dict[str, Any]]:
+    """The columns that are CAPO's alone, and the batch without them."""
+    return PairColumns(*map(batch.get, COLUMNS)), {key: batch[key] for key in batch if key not in COLUMNS}
 
 
 class PairIndex:
@@ -57,12 +72,12 @@ class PairIndex:
                 key: self.number(dataset, f"{name}[{key!r}]", evaluated=evaluated) for key, dataset in datasets.items()
             }
         if isinstance(datasets, IterableDataset):
-            return self._number_stream(datasets, name, evaluated)
+            return self._number_stream(check_as_read(datasets, name), name, evaluated)
         return self._number_rows(datasets, name) if isinstance(datasets, Dataset) else datasets
 
     def _number_rows(self, dataset: Dataset, name: str) -> Dataset:
         key = (dataset._fingerprint, len(dataset))
-        dataset = dataset.remove_columns([column for column in COLUMNS if column in dataset.column_names])
+        dataset = dataset.remove_columns([column for column in (PAIR, LABEL) if column in dataset.column_names])
         if key not in self._first_of:
             _, labels = find_groups(dataset, self.group_column, name)
             groups = [-1] * len(dataset) if labels is None else self._numbers(labels)
@@ -166,7 +181,7 @@ def _stream_label(row: Mapping[str, Any], column: str, name: str) -> str:
 
 
 class PairCollator:
-    """Puts the columns that identify pairs past another collator, which does not know them, into the batch."""
+    """Puts the pairs' numbers, labels and weights past another collator, which does not know them, into the batch."""
 
     def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
         self.collate = collate
@@ -177,4 +192,6 @@ class PairCollator:
             batch[PAIR] = torch.tensor([example[PAIR] for example in examples])
         if LABEL in examples[0]:
             batch[LABEL] = [example[LABEL] for example in examples]
+        if WEIGHT in examples[0]:
+            batch[WEIGHT] = torch.tensor([example[WEIGHT] for example in examples], dtype=torch.float32)
         return batch

@@ -1,5 +1,6 @@
 """What CAPOTrainer logs of its pairs: collected batch by batch, exact over processes, micro-batches and groups."""
 
+import math
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ logger = get_logger(__name__)
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "rewards/accuracies/ties")
 LOGPS = ("logps/chosen", "logps/rejected")
-CAPO = ("capo/noise_rate", "capo/confidence", "capo/scale", "capo/contradicted")
+CAPO = ("capo/noise_rate", "capo/confidence", "capo/scale", "capo/contradicted", "capo/weight")
 
 
 def pair_rows(
@@ -27,12 +28,17 @@ def pair_rows(
     scale: Tensor,
     confidence: Tensor,
     rate: Tensor | float,
+    weights: Tensor | None,
 ) -> Tensor:
-    """(B, columns) the values of a batch that are recorded: REWARDS, LOGPS, CAPO. Chosen come first in the tuples."""
+    """(B, columns) the values of a batch that are recorded: REWARDS, LOGPS, CAPO. Chosen come first in the tuples.
+
+    Without weights theirs are NaN, and so is their mean.
+    """
     chosen, rejected = (reward.detach().float() for reward in rewards)
     ranked = [chosen, rejected, chosen > rejected, chosen - rejected, chosen == rejected]
     rate = torch.as_tensor(rate, device=scale.device).expand_as(scale)
-    capo = [rate, confidence, scale, rho < 0]
+    weights = torch.full_like(scale, torch.nan) if weights is None else weights
+    capo = [rate, confidence, scale, rho < 0, weights]
     return torch.stack([value.detach().float() for value in [*ranked, *logps, *capo]], dim=1)
 
 
@@ -77,7 +83,7 @@ class PairRecorder(TrainerCallback):
         """The metrics since the last call; TRL logs its own rewards, so of those only what it has not."""
         if self._window.empty:
             return {}
-        overall, by_group = self._window.means()
+        overall, by_group = _means(self._window)
         for sign in self._watch.add(overall, self._window.pairs):
             logger.warning(sign)
         self._window = _new_window()
@@ -117,12 +123,19 @@ class PairRecorder(TrainerCallback):
         window = _new_window()
         for some_rows, some_groups in zip(rows.split(4096), groups.split(4096), strict=True):
             window.add(some_rows, some_groups, len(self.index.labels))
-        overall, by_group = window.means()
+        overall, by_group = _means(window)
         return overall | group_metrics(by_group, self.index.labels)
 
 
 def _new_window() -> PairWindow:
     return PairWindow(REWARDS + LOGPS + CAPO, extremes=("capo/scale",))
+
+
+def _means(window: PairWindow) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Of all pairs and of every group; no mean weight where there are no weights."""
+    overall, by_group = window.means()
+    absent = {"capo/weight"} if math.isnan(overall["capo/weight"]) else set()
+    return {key: value for key, value in overall.items() if key not in absent}, by_group
 
 
 def _first_occurrences(numbers: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """What CAPO takes from a call of DPOTrainer's loss without changing it, and the check that it still means the same."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import trl
 from torch import Tensor
+from trl import DPOTrainer
 
 from trl_capo.losses import sequence_log_probs
 
@@ -21,6 +23,17 @@ class FirstOutput:
         outputs = self.model(*args, **kwargs)
         self.value = outputs if self.value is None else self.value
         return outputs
+
+
+@contextlib.contextmanager
+def given_ref_logps(trainer: DPOTrainer) -> Iterator[None]:
+    """Within it, DPOTrainer takes the reference log-probs from the batch."""
+    before = trainer.precompute_ref_logps
+    trainer.precompute_ref_logps = True
+    try:
+        yield
+    finally:
+        trainer.precompute_ref_logps = before
 
 
 def policy_log_probs(outputs: Any, inputs: dict[str, Tensor], ld_alpha: float | None) -> tuple[Tensor, Tensor]:

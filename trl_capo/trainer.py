@@ -7,10 +7,11 @@ computed first and handed to it as if they were precomputed, the policy's output
 forward a step, as in DPO; every other term of the loss stays as it was.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from datasets import IterableDataset
 from torch import Tensor
@@ -22,10 +23,11 @@ from trl_capo.losses import confidence_scale, relative_reward
 from trl_capo.noise_rate import NoiseRateEstimate
 from trl_capo.nonfinite import Suspects, broken_kinds, non_finite_loss
 from trl_capo.pair_logger import make_pair_logger
-from trl_capo.pairs import COLUMNS, LABEL, PAIR, PairCollator, PairIndex
+from trl_capo.pairs import COLUMNS, PairCollator, PairIndex, split_batch
 from trl_capo.recorder import PairRecorder, pair_rows
 from trl_capo.resuming import ResumableDPOTrainer
-from trl_capo.seam import FirstOutput, check_agreement, policy_log_probs
+from trl_capo.seam import FirstOutput, check_agreement, given_ref_logps, policy_log_probs
+from trl_capo.weights import weight_problems
 
 
 class CAPOTrainer(ResumableDPOTrainer):
@@ -33,13 +35,18 @@ class CAPOTrainer(ResumableDPOTrainer):
 
     Takes exactly the arguments of `trl.DPOTrainer`, with a `CAPOConfig` for `args`. The loss is
     `mean_i s_i * -log sigmoid(rho_i)` (docs/method.md, eq. 5) in place of the "sigmoid" term of `loss_type`; other
-    terms, the MoE auxiliary loss and TRL's metrics stay as they are. Logged beside them, in training and evaluation:
+    terms, the MoE auxiliary loss and TRL's metrics stay as they are. Where the data, to train on or to evaluate on,
+    have a column `weight`, it is `mean_i w_i s_i * -log sigmoid(rho_i)`, still a mean over the pairs, not over the sum
+    of the weights. A weight is a finite number from 0; a pair of weight 0 says nothing of the noise rate.
+
+    Logged beside TRL's metrics, in training and evaluation:
 
     - `capo/noise_rate`: the rate in use, in [0, 0.5], as a mean over the pairs, of those met again their own (eq. 7);
       in training with the rate "auto" also `capo/noise_rate/<group>`, the estimate for every group of `group_column`;
     - `capo/confidence`: mean confidence c that a label is right, in [0, 1];
     - `capo/scale`, `capo/scale_min`, `capo/scale_max`: the scale s of the pair losses, in [0, 2];
     - `capo/contradicted`: share of the pairs with a negative relative reward, which the model ranks against the label;
+    - `capo/weight`: mean of the column `weight`, where there is one; no other metric is weighted;
     - `rewards/accuracies/<group>` and `rewards/margins/<group>` of every group of `group_column`; over the groups, the
       mean `rewards/accuracies/macro` and the lowest `rewards/accuracies/worst`; `rewards/accuracies/ties`, a share.
 
@@ -82,7 +89,8 @@ class CAPOTrainer(ResumableDPOTrainer):
                 "trl_capo.CAPOConfig, which takes the same options."
             )
         args._capo_check()
-        check_preference_data(train_dataset=train_dataset, eval_dataset=eval_dataset)
+        self._capo_check_data = partial(check_preference_data, partial(weight_problems, args))
+        self._capo_check_data(train_dataset=train_dataset, eval_dataset=eval_dataset)
         self._capo_index = PairIndex(args.group_column)
         self._capo_pair_logger = make_pair_logger(args, train_dataset, self._capo_index)
         train_dataset = self._capo_index.number(train_dataset, "train_dataset", evaluated=False)
@@ -127,16 +135,15 @@ class CAPOTrainer(ResumableDPOTrainer):
         return next((callback for callback in callbacks if isinstance(callback, NoiseRateEstimate)), None)
 
     def compute_ref_log_probs(self, model, inputs):
-        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in COLUMNS})
+        return super().compute_ref_log_probs(model, split_batch(inputs)[1])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        pairs, labels = inputs.get(PAIR), inputs.get(LABEL)
-        inputs = {key: value for key, value in inputs.items() if key not in COLUMNS}  # the model must not see them
+        (pairs, labels, weights), inputs = split_batch(inputs)
         if not self.precompute_ref_logps:
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
         policy = FirstOutput(model)
-        with self._capo_given_ref_logps():
+        with given_ref_logps(self):
             result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
         dpo_loss, outputs = result if return_outputs else (result, None)
 
@@ -151,27 +158,28 @@ class CAPOTrainer(ResumableDPOTrainer):
         )
         self._capo_check_agreement(dpo_loss, rho)
         groups = self._capo_index.groups(pairs, labels, len(rho), self.accelerator)
-        rate, weight = self._capo_rates(groups, pairs)
+        rate, told = self._capo_rates(groups, pairs)
         agreed = confidence_scale(rho, noise_rate=rate, temperature=self._capo_temperature)
-        scale = weight * agreed
-        loss = self._capo_loss(dpo_loss, rho, scale, policy.value)
+        scale = told * agreed
+        loss = self._capo_loss(dpo_loss, rho, scale if weights is None else weights * scale, policy.value)
 
         rewards = tuple(self.beta * logratio for logratio in logratios)
         suspects = Suspects(broken_kinds(logps, references, rho, loss), groups, pairs)
         confidence = agreed * (1.0 - rate)
-        self._capo_record(pair_rows(rewards, logps, rho, scale, confidence, rate), suspects)
+        self._capo_record(pair_rows(rewards, logps, rho, scale, confidence, rate, weights), suspects)
         if self._capo_pair_logger is not None and self.model.training:
             margin = references[0] - references[1]
             self._capo_pair_logger.add(pairs, groups, (rho, confidence, scale, rate, *logps, margin))
         estimate = self._capo_estimate
         if estimate is not None and self.model.training:
-            estimate.add(rho, groups, self._capo_index.labels, pairs)
+            counted = rho if weights is None else rho.masked_fill(weights == 0, torch.nan)
+            estimate.add(counted, groups, self._capo_index.labels, pairs)
             if self.accelerator.sync_gradients:
                 estimate.end_step(self.accelerator)
         return (loss, outputs) if return_outputs else loss
 
     def _capo_rates(self, groups: Tensor, pairs: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
-        """The noise rates of a batch's pairs, and the weights of their losses: in training their own, once met."""
+        """The noise rates of a batch's pairs, and how much their labels tell: in training their own, once met."""
         estimate = self._capo_estimate
         if estimate is None:
             return self._capo_noise_rate, 1.0
@@ -182,18 +190,8 @@ class CAPOTrainer(ResumableDPOTrainer):
         return estimate.own_rates(pairs, rates)
 
     def _capo_loss(self, dpo_loss: Tensor, rho: Tensor, scale: Tensor, outputs: Any) -> Tensor:
-        """DPOTrainer's loss with its "sigmoid" term scaled; `outputs` is what the policy returned."""
+        """DPOTrainer's loss with its "sigmoid" term scaled, (B,); `outputs` is what the policy returned."""
         return dpo_loss + self._capo_sigmoid_weight * ((scale - 1.0) * -F.logsigmoid(rho)).mean()
-
-    @contextlib.contextmanager
-    def _capo_given_ref_logps(self) -> Iterator[None]:
-        """Within it, DPOTrainer takes the reference log-probs from the batch."""
-        before = self.precompute_ref_logps
-        self.precompute_ref_logps = True
-        try:
-            yield
-        finally:
-            self.precompute_ref_logps = before
 
     def _capo_check_agreement(self, dpo_loss: Tensor, rho: Tensor) -> None:
         """Once a trainer: our pair losses must average to DPOTrainer's loss, where nothing else is part of it."""
@@ -223,7 +221,7 @@ class CAPOTrainer(ResumableDPOTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         if eval_dataset is not None and not isinstance(eval_dataset, str):
-            check_preference_data(eval_dataset=eval_dataset)
+            self._capo_check_data(eval_dataset=eval_dataset)
             eval_dataset = self._capo_index.number(eval_dataset, "eval_dataset", evaluated=True)
             self._capo_keep_streams_local(eval_dataset)
         # Transformers adds the names when it evaluates all named data sets, but not for one that is asked for by name.

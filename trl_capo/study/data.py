@@ -17,6 +17,7 @@ from trl_capo.noise_checks import IS_NOISY
 from trl_capo.study.checks import TRUE_RATE
 from trl_capo.study.config import StudyConfig
 from trl_capo.study.methods import METHODS, Batch
+from trl_capo.weights import WEIGHT
 
 ALL = "all"
 
@@ -99,6 +100,8 @@ def check_runs(config: StudyConfig, folder: Path) -> None:
     parts = read_parts(config.shared)
     check_preference_data(**parts)
     problems, shares, column = [], {}, config.group_column
+    if any(WEIGHT in part.column_names for part in parts.values()):
+        problems.append(f"the data have a column {WEIGHT!r}, which not every method could honour. Remove it.")
     for label, inject in config.noise.items():
         try:
             shares[label] = noise_shares(with_noise(parts["train"], inject, 0, column), column)[ALL]

@@ -1,0 +1,188 @@
+"""The pair log of real trainings, against an oracle that scores every pair by itself at every step.
+
+Trainings that are killed are in kill_battery.py, two processes in test_distributed.py.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from conftest import logged, make_pairs
+from datasets import Dataset
+from pair_oracle import BETA, make_pool, score_pairs
+from test_modes import load
+from transformers import TrainerCallback, TrainerState
+
+from trl_capo import CAPOConfig, CAPOTrainer, pair_logger
+from trl_capo.arguments import parse
+from trl_capo.pair_log import LogInfo, fingerprint, read_log
+from trl_capo.pair_logger import PairLogger
+from trl_capo.pairs import PairIndex
+from trl_capo.train import make_parser
+
+OPTIONS = {"beta": BETA, "learning_rate": 2e-3, "gradient_checkpointing": False, "noise_rate": "auto"}
+
+
+class ScoreAll(TrainerCallback):
+    """What the model that a step begins with makes of every pair, by the step's number."""
+
+    def __init__(self, rows: Dataset, reference, limit: int) -> None:
+        self.rows, self.reference, self.limit, self.steps = rows, reference, limit, {}
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        self.steps[state.global_step + 1] = [
+            (score_pairs(model, self.reference, [row], limit=self.limit) or [None])[0] for row in self.rows
+        ]
+
+
+def rows_of(folder) -> list[dict]:
+    return [row for batch in read_log(Path(folder)).batches() for row in batch.to_pylist()]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, {"precompute_ref_log_probs": True}],
+    ids=["one batch", "accumulation", "precomputed"],
+)
+def test_every_row_is_what_an_oracle_makes_of_its_pair_at_its_step(model_dir, other_model_dir, make_args, sizes):
+    """22 of 26 pairs fit: 5 steps of 4 pairs and one of 2, an epoch; the weights move; up to the second epoch."""
+    pool, limit = make_pool(26), 33
+    kept = {number for number, row in enumerate(pool) if len(row["prompt"].encode()) < limit}
+    assert len(kept) == 22
+    scores = ScoreAll(pool, load(other_model_dir), limit)
+    args = make_args(**OPTIONS | sizes, max_steps=8, max_length=limit, pair_log=True, eval_strategy="steps")
+    args.eval_steps = 3
+    data = {"train_dataset": pool, "eval_dataset": pool.select(range(4))}
+    trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, callbacks=[scores], **data)
+    trainer.train()
+    rows = rows_of(Path(args.output_dir, "pair_log"))
+    assert [row["step"] for row in rows] == [step for step in range(1, 9) for _ in range(2 if step == 6 else 4)]
+    assert [row["epoch"] for row in rows] == [0] * 22 + [1] * 8
+    assert {row["pair"] for row in rows[:22]} == kept
+    assert [row["pair"] for row in rows[:22]] != sorted(kept)
+    for row in rows:
+        group, figures = scores.steps[row["step"]][row["pair"]]
+        assert row["group"] == group
+        rho, rate = figures["rewards/margins"], row["noise_rate"]
+        assert row["relative_reward"] == pytest.approx(rho, rel=1e-4, abs=1e-4)
+        assert row["chosen_logps"] == pytest.approx(figures["logps/chosen"], rel=1e-5)
+        assert row["rejected_logps"] == pytest.approx(figures["logps/rejected"], rel=1e-5)
+        policy = figures["logps/chosen"] - figures["logps/rejected"]
+        assert row["reference_margin"] == pytest.approx(policy - rho / BETA, rel=1e-4, abs=1e-4)
+        p = 1 / (1 + math.exp(-rho))
+        confidence = (1 - rate) * p / ((1 - rate) * p + rate * (1 - p))
+        told = 1 - 2 * rate if row["epoch"] else 1  # a pair that is met again
+        assert row["confidence"] == pytest.approx(confidence, rel=1e-4)
+        assert row["scale"] == pytest.approx(told * confidence / (1 - rate), rel=1e-4, abs=1e-6)
+    for step, rate in enumerate(logged(trainer, "capo/noise_rate"), start=1):
+        of_step = [row["noise_rate"] for row in rows if row["step"] == step]
+        assert sum(of_step) / len(of_step) == pytest.approx(rate, rel=1e-5)
+    assert len({row["noise_rate"] for row in rows}) > 8
+
+
+def train(model_dir, args, rows, checkpoint=None) -> list[dict]:
+    CAPOTrainer(model_dir, args=args, train_dataset=rows).train(resume_from_checkpoint=checkpoint)
+    return rows_of(Path(args.output_dir, "pair_log"))
+
+
+@pytest.mark.parametrize("buffered", [4, 12, 10_000])
+def test_a_training_that_goes_on_from_an_older_checkpoint_has_every_row_once(
+    model_dir, pairs, make_args, monkeypatch, buffered
+):
+    """10 steps; on from the checkpoint of step 4 by name; then from step 2, to end with step 5. Shards of a step, of
+    3 steps (or up to a checkpoint), and up to a checkpoint."""
+    monkeypatch.setattr(pair_logger, "BUFFERED_PAIRS", buffered)
+    options = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "noise_rate": 0}
+    args = make_args(max_steps=10, pair_log=True, **options)
+    whole = train(model_dir, args, pairs)
+    assert len(whole) == 40
+    assert train(model_dir, args, pairs, f"{args.output_dir}/checkpoint-4") == whole
+    args.max_steps = 5
+    assert train(model_dir, args, pairs, f"{args.output_dir}/checkpoint-2") == whole[:20]
+
+
+def test_a_training_that_starts_anew_replaces_the_log(model_dir, pairs, make_args):
+    args = make_args(pair_log=True, max_steps=3)
+    train(model_dir, args, pairs)
+    args.max_steps = 2
+    rows = train(model_dir, args, pairs.select(range(8)))
+    assert [row["step"] for row in rows] == [1] * 4 + [2] * 4
+    assert read_log(Path(args.output_dir, "pair_log")).info == LogInfo(8, fingerprint(pairs.select(range(8))))
+
+
+@pytest.mark.parametrize(
+    ("said", "in_yaml", "expected"),
+    [("true", True, True), ("False", False, False), ("none", "none", False), ("logs/1", "logs/1", "logs/1")],
+)
+def test_the_option_is_a_truth_value_or_a_folder(tmp_path, said, in_yaml, expected):
+    """In YAML, on a command line, in Python."""
+    options = {"output_dir": "out", "use_cpu": True, "bf16": False}
+    (tmp_path / "run.yaml").write_text(json.dumps(options | {"pair_log": in_yaml}))
+    for words in ([], ["--pair_log", said]):
+        parsed, *_ = parse(["--config", str(tmp_path / "run.yaml"), *words], make_parser())
+        assert parsed[1].pair_log == expected
+    assert CAPOConfig(pair_log=in_yaml, **options).pair_log == expected
+
+
+def test_a_log_that_cannot_be_is_refused_before_a_model_is_loaded(pairs, make_args, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.part").write_text("precious")
+    with pytest.raises(ValueError, match=r"pair_log='.*mine': the folder holds something else \(thesis.part\)"):
+        CAPOTrainer("no/model", args=make_args(pair_log=str(folder)), train_dataset=pairs)
+    assert (folder / "thesis.part").read_text() == "precious"
+    with pytest.raises(ValueError, match="pair_log=True: the rows of a stream have no numbers to log"):
+        CAPOTrainer("no/model", args=make_args(pair_log=True), train_dataset=pairs.to_iterable_dataset())
+
+
+def test_a_training_on_other_data_does_not_go_on_with_the_log(model_dir, pairs, make_args):
+    """As an option before a model is loaded; as an argument of `train`, before a step."""
+    args = make_args(pair_log=True, save_strategy="steps", save_steps=2)
+    before = train(model_dir, args, pairs)
+    others = make_pairs().select(range(1, 24))
+    trainer = CAPOTrainer(model_dir, args=args, train_dataset=others)
+    with pytest.raises(ValueError, match="the training goes on, but the log so far is of other pairs"):
+        trainer.train(resume_from_checkpoint=True)
+    args.resume_from_checkpoint = f"{args.output_dir}/checkpoint-2"
+    with pytest.raises(ValueError, match="the training goes on, but the log so far is of other pairs"):
+        CAPOTrainer("no/model", args=args, train_dataset=others)
+    folder = Path(args.output_dir, "pair_log")
+    assert rows_of(folder) == before
+    shard = max(folder.glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"{shard.name}' is damaged"):
+        CAPOTrainer("no/model", args=args, train_dataset=pairs)
+
+
+def test_100_000_pairs_pass_through_a_bounded_buffer(tmp_path, make_args):
+    """What waits, and what Arrow holds, never exceeds the buffer and a step; every row arrives."""
+    index = PairIndex("language")
+    index.number(Dataset.from_dict({"language": ["de", "sw"]}), "pairs", evaluated=False)
+    logger, args = PairLogger(tmp_path / "log", LogInfo(100_000, "x"), index), make_args()
+    state, held, most = TrainerState(), 0, pair_logger.BUFFERED_PAIRS + 100
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = 50, 2
+    logger.on_train_begin(args, state, None)
+    arrow = pa.total_allocated_bytes()
+    for start in range(0, 100_000, 50):
+        if start % 100 == 0:
+            logger.on_step_begin(args, state, None)
+        numbers = torch.arange(start, start + 50)
+        logger.add(numbers, numbers % 3 - 1, (numbers.float(), 0.5, *(torch.rand(50) for _ in range(5))))
+        held = max(held, sum(map(len, logger._numbers)), sum(map(len, logger._values)))
+        if start % 100 == 50:
+            state.global_step += 1
+            logger.on_step_end(args, state, None)
+            assert pa.total_allocated_bytes() - arrow < 2**16
+    logger.on_train_end(args, state, None)
+    assert most - 100 <= held <= most
+    batches = list(read_log(tmp_path / "log").batches(rows=1000))
+    assert max(map(len, batches)) == 1000
+    table = pa.Table.from_batches([batch.select(["pair", "relative_reward", "step"]) for batch in batches])
+    assert table["pair"].to_pylist() == list(range(100_000))
+    assert table["relative_reward"].to_pylist() == [float(number) for number in range(100_000)]
+    assert table["step"].to_pylist() == [1 + number // 100 for number in range(100_000)]
+    groups = [group for batch in batches[:3] for group in batch["group"].to_pylist()]
+    assert groups == [(None, "de", "sw")[number % 3] for number in range(3000)]
