@@ -19,6 +19,8 @@ LAYERS = [
     ["trainer"],
     ["study.baselines", "study.frozen", "study.methods", "study.checks", "study.config", "study.data", "study.table"],
     ["study.plots", "study.report", "study.trainer", "study.run"],
+    ["audit.dynamics", "audit.mixture", "audit.scores", "audit.judgement", "audit.texts", "audit.source", "audit.page"],
+    ["audit.suspects", "audit.plots", "audit.report", "audit.audit", "audit.command"],
     ["train", "dry_run_report", "dry_run", "evaluate", "noise_command", "study.schedule", "study.command"],
     ["env_command"],
     ["cli"],

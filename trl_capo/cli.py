@@ -24,9 +24,10 @@ LAUNCHED = {
 DIRECT = {
     "noise": "write a data set with noise of a known kind and amount in its preference pairs",
     "study": "compare methods under noise: a grid of runs, a table, a report and plots",
+    "audit": "rank the pairs of a training by how likely their labels are wrong",
     "env": "print versions and devices, for reports of bugs",
 }
-HOMES = {"noise": "noise_command", "study": "study.command", "env": "env_command"}
+HOMES = {"noise": "noise_command", "study": "study.command", "audit": "audit.command", "env": "env_command"}
 
 
 class _Parser(argparse.ArgumentParser):
