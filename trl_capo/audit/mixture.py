@@ -15,6 +15,7 @@ import numpy as np
 
 BINS = 256
 RESAMPLES = 200
+STEPS = 500
 SHARED_PAIRS = 10.0
 """So many pairs from all groups together are added to every group's: small groups look to the others."""
 SHARP, SOFT = 0.2, 2.0
@@ -63,21 +64,20 @@ def histograms(values: np.ndarray, groups: np.ndarray, count: int) -> tuple[np.n
     return low + (np.arange(BINS) + 0.5) * width, counts.astype(float)
 
 
-def fit(places: np.ndarray, counts: np.ndarray, rate: np.ndarray | None = None, steps: int = 500) -> Components:
+def fit(places: np.ndarray, counts: np.ndarray, rate: np.ndarray | None = None) -> Components:
     """The likeliest components of histograms.
 
     Args:
         places: (B,) values of the bins.
         counts: (..., B) how often each occurs; in total more than 0.
         rate: (...) shares of the lower component, where they are known, in (0, 1).
-        steps: of EM, at most.
     """
     total = counts.sum(axis=-1)
     overall = np.cumsum(counts.reshape(-1, len(places)).sum(axis=0))
-    tenth, half = places[np.searchsorted(overall, overall[-1] * np.array([0.1, 0.5]))]
-    belongs = np.broadcast_to(np.where(places < np.clip(0.0, tenth, half), 0.9, 0.1), counts.shape)
+    few, most = places[np.searchsorted(overall, overall[-1] * np.array([0.1, 0.9]))]
+    belongs = np.broadcast_to(np.where(places < np.clip(0.0, few, most), 0.9, 0.1), counts.shape)
     floor, found, before = np.spacing(np.abs(places).max()) + 1e-12, rate, np.inf
-    for _ in range(steps):
+    for _ in range(STEPS):
         lower, upper = counts * belongs, counts * (1.0 - belongs)
         share = lower.sum(axis=-1)
         wrong, right = (lower @ places) / share, (upper @ places) / (total - share)

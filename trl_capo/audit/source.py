@@ -9,6 +9,7 @@ from datasets import Dataset
 from trl_capo.data import check_preference_data, load_preference_data, select_split
 from trl_capo.groups import find_groups
 from trl_capo.noise import inject_noise
+from trl_capo.noise_checks import IS_NOISY
 from trl_capo.pair_log import INFO, Log, fingerprint, read_log
 
 FOLDER = "pair_log"
@@ -62,8 +63,8 @@ def find_data(log: Log, name: str | None, config: str | None, split: str | None)
 
 
 def _candidates(data: Dataset, source: dict[str, Any]) -> list[Dataset]:
-    """The data with the noise of the training, where it put some in, and as they are: they may have it already."""
-    if not source.get("inject_noise"):
+    """The data as they are, and with the noise that the training put in, where they do not have it already."""
+    if not source.get("inject_noise") or IS_NOISY in data.column_names:
         return [data]
     noisy = inject_noise(
         data,

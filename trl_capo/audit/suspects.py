@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -118,13 +119,19 @@ def write_suspects(ranking: Ranking, top: int, folder: Path) -> list[dict[str, A
         for chunk in _chunks(ranking.rows()):
             writer.write_table(pa.Table.from_pylist(chunk, SCHEMA))
     with (folder / "suspects.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in worst)
+        file.writelines(_json_line(row) for row in worst)
     # With a byte order mark, by which spreadsheets know UTF-8.
     with (folder / "suspects.csv").open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.DictWriter(file, SCHEMA.names)
         writer.writeheader()
         writer.writerows({name: cell(value) for name, value in row.items()} for row in worst)
     return worst
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    """A line of JSON, which is one for readers too that take Unicode's line separators for ends of lines."""
+    text = json.dumps(row, ensure_ascii=False)
+    return re.sub("[\x85\u2028\u2029]", lambda letter: f"\\u{ord(letter[0]):04x}", text) + "\n"
 
 
 def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
