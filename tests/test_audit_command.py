@@ -158,6 +158,14 @@ def test_options_that_cannot_be_used_are_refused(run, tmp_path, monkeypatch, cal
     assert not (tmp_path / "audit").exists()
 
 
+def test_data_that_the_log_names_and_that_are_gone_are_asked_for(tmp_path, call):
+    make_log(tmp_path / "pair_log", [row(0, 0, 1.0)], 1, source={"dataset_name": "gone.jsonl"})
+    code, _, errors = call(tmp_path)
+    assert code == 2
+    assert "dataset_name='gone.jsonl': there is no such file" in errors
+    assert "if they are elsewhere now, give dataset_name" in errors
+
+
 def test_a_column_needs_a_data_set(tmp_path, call):
     make_log(tmp_path / "pair_log", [row(0, 0, 1.0)], 1)
     code, _, errors = call(tmp_path, "--group_column", "language")

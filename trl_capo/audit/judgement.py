@@ -1,6 +1,7 @@
 """The judgement of an audit: how likely each label is wrong, and what share of each group's labels."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,12 +36,12 @@ class Judgement:
     mixture_rates: np.ndarray
     training_rates: np.ndarray
 
-    @property
+    @cached_property
     def scores(self) -> np.ndarray:
         """(N,) probabilities that the labels are wrong."""
         return 1.0 / (1.0 + np.exp(-np.clip(self.log_odds, -700.0, 700.0)))
 
-    @property
+    @cached_property
     def overall_rate(self) -> float:
         """The noise rate of all pairs."""
         return float(self.rates[self.place].mean())

@@ -47,13 +47,18 @@ def find_data(log: Log, name: str | None, config: str | None, split: str | None)
         ValueError, OSError: the data set cannot be read, or is not that of the log.
     """
     source = log.info.source or {}
-    name = name or source.get("dataset_name")
+    named = name is not None
+    name = name if named else source.get("dataset_name")
     if name is None:
         if config or split:
             given = f"dataset_config={config!r}" if config else f"dataset_train_split={split!r}"
             raise ValueError(f"{given} without a data set, and the log names none. Give dataset_name too.")
         return None
-    splits = load_preference_data(name, config=config or source.get("dataset_config"))
+    try:
+        splits = load_preference_data(name, config=config or source.get("dataset_config"))
+    except FileNotFoundError as error:
+        hint = "" if named else " So the log calls its data; if they are elsewhere now, give dataset_name."
+        raise FileNotFoundError(f"{error}{hint}") from error
     data = select_split(splits, split or source.get("dataset_train_split") or "train", "dataset_train_split")
     check_preference_data(**{"the data set": data})
     for candidate in _candidates(data, source):
