@@ -1,6 +1,6 @@
 """What a training thought of every pair, pass by pass, read from its log into a few numbers a pair.
 
-One pass over the log, whatever its length: what is held is some 100 bytes a pair of the data and one batch of rows.
+One pass over the log, whatever its length: what is held is less than 300 bytes a pair and one batch of rows.
 """
 
 from collections.abc import Iterator, Mapping
