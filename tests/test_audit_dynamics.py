@@ -65,7 +65,7 @@ def test_dynamics_are_those_of_a_loop_over_the_rows(tmp_path, seed):
 
 
 def test_scores_of_four_pairs_worked_by_hand(tmp_path):
-    margins = {0: [1, 3, 2], 1: [1, -1, 2, -2], 2: [-4, -3, -2], 3: [0, 1, 0]}
+    margins = {0: [1, 3, 2], 1: [1, -1, 2, -2], 2: [-4, -3, -2], 3: [0, -1, 2, 0]}
     rows = [
         row(pair, epoch, values[epoch])
         for epoch in range(4)
@@ -73,7 +73,7 @@ def test_scores_of_four_pairs_worked_by_hand(tmp_path):
         if epoch < len(values)
     ]
     pairs = read_dynamics(make_log(tmp_path, rows, 4))
-    assert area_under_margin(pairs).tolist() == pytest.approx([-2, 0, 3, -1 / 3])
+    assert area_under_margin(pairs).tolist() == pytest.approx([-2, 0, 3, -1 / 4])
     assert low_first_margin(pairs).tolist() == [-1, -1, 4, 0]
     assert forgetting_events(pairs).tolist() == [0, 2, 4, 1]  # the third was never learned; 0 is not learned yet
 
