@@ -25,9 +25,16 @@ DIRECT = {
     "noise": "write a data set with noise of a known kind and amount in its preference pairs",
     "clean": "write a data set without the pairs, or with the labels, that were found to be wrong",
     "study": "compare methods under noise: a grid of runs, a table, a report and plots",
+    "audit": "rank the pairs of a training by how likely their labels are wrong",
     "env": "print versions and devices, for reports of bugs",
 }
-HOMES = {"noise": "noise_command", "clean": "clean_command", "study": "study.command", "env": "env_command"}
+HOMES = {
+    "noise": "noise_command",
+    "clean": "clean_command",
+    "study": "study.command",
+    "audit": "audit.command",
+    "env": "env_command",
+}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -119,10 +119,11 @@ def _make_files(
             (folder / name).unlink(missing_ok=True)
     data = figures["dataset"]
     title = f"Evaluation on {data['name']}, split {data['split']}: {count_pairs(data['pairs'])}"
-    lines = [f"# {_escape(title)}", ""]
+    lines = [f"# {escape(title)}", ""]
     for table in evaluation_tables(figures):
-        lines += [f"## {_escape(table.title)}", "", _markdown([table.headings, *table.groups, *table.summaries]), ""]
-    lines += [f"- {_escape(line)}" for line in notes(figures) + remarks] + [""]
+        rows = [table.headings, *table.groups, *table.summaries]
+        lines += [f"## {escape(table.title)}", "", markdown_table(rows), ""]
+    lines += [f"- {escape(line)}" for line in notes(figures) + remarks] + [""]
     lines += [f"![{Path(name).stem} per group]({name})" for name in plots]
     lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in figures["versions"].items()) + "."]
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -131,12 +132,13 @@ def _make_files(
     return remarks
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text that Markdown shows as it is: names may hold what means emphasis, a link, a formula or HTML there."""
     return re.sub(r"([\\`*_<>|&~$]|\](?=[(\[]))", r"\\\1", one_line(text))
 
 
-def _markdown(rows: list[list[str]]) -> str:
-    cells = [[_escape(cell.replace("\n", " ")) for cell in row] for row in rows]
+def markdown_table(rows: list[list[str]]) -> str:
+    """Rows of cells, the first row the headings, the first cell of each a name."""
+    cells = [[escape(cell.replace("\n", " ")) for cell in row] for row in rows]
     rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in [cells[0], rule, *cells[1:]])

@@ -1,0 +1,120 @@
+"""Compare scores of label errors on the pair logs of a study's runs, where it is known which labels are wrong.
+
+    trl-capo study --config configs/study/demo.yaml   # with `pair_log: true` under `training`
+    python scripts/compare_audit_scores.py demo/study/runs/grid-capo-*
+
+Run it where the study was run: the data are named relative to that. Prints Markdown.
+"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from datasets import disable_progress_bars
+
+from trl_capo.audit.dynamics import Dynamics, read_dynamics
+from trl_capo.audit.judgement import EVIDENCE, judge
+from trl_capo.audit.scores import SCORES, auroc, precision_at
+from trl_capo.noise import IS_NOISY
+from trl_capo.pair_log import read_log
+from trl_capo.study.data import read_parts, with_noise
+
+FEWEST = 200
+"""Pairs of a language whose noise rate counts."""
+
+
+def read_run(folder: Path) -> tuple[str, Dynamics, np.ndarray]:
+    """The run's noise, its pairs' dynamics, and which of them have a wrong label."""
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    shared = settings["shared"]
+    train = with_noise(read_parts(shared)["train"], settings["inject"], settings["seed"], shared["group_column"])
+    pairs = read_dynamics(read_log(folder / "pair_log"))
+    return settings["noise"], pairs, np.array(train[IS_NOISY][:])[pairs.pair]
+
+
+def ranking(scores: np.ndarray, wrong: np.ndarray, names: np.ndarray) -> list[float]:
+    """In percent: AUROC, that of the worst language, and precision among the first 5 %."""
+    by_group = [auroc(scores[names == name], wrong[names == name]) for name in sorted(set(names))]
+    return [100 * auroc(scores, wrong), 100 * min(by_group), 100 * precision_at(scores, wrong)]
+
+
+def rate_errors(rates: np.ndarray, true: np.ndarray) -> list[float]:
+    """In points: the mean size of the errors, the largest, and the mean."""
+    errors = 100 * (rates - true)
+    return [np.abs(errors).mean(), np.abs(errors).max(), errors.mean()]
+
+
+def told_the_truth(pairs: Dynamics, wrong: np.ndarray, place: np.ndarray, folds: int = 10) -> np.ndarray:
+    """What the log could give at best: in every group a logistic regression, fitted to the truth of other pairs."""
+    margins = (pairs.first_margin, pairs.mean_margin, pairs.final_margin, pairs.reference_margin)
+    inputs = np.stack([*((values - values.mean()) / values.std() for values in margins), np.ones(len(wrong))], axis=1)
+    fold, scores = np.random.default_rng(0).integers(0, folds, len(wrong)), np.empty(len(wrong))
+    for group, left_out in itertools.product(range(place.max() + 1), range(folds)):
+        used, asked = (place == group) & (fold != left_out), (place == group) & (fold == left_out)
+        weights, seen = np.zeros(inputs.shape[1]), inputs[used]
+        for _ in range(30):  # Newton's method, with a ridge of 1
+            belief = 1 / (1 + np.exp(-seen @ weights))
+            slope = seen.T @ (belief - wrong[used]) + weights
+            weights -= np.linalg.solve((seen.T * (belief * (1 - belief))) @ seen + np.eye(len(weights)), slope)
+        scores[asked] = inputs[asked] @ weights
+    return scores
+
+
+def print_table(title: str, headings: list[str], rows: dict[str, list[list[float]]], digits: int = 1) -> None:
+    print(f"| {title} | " + " | ".join(headings) + " |\n|---|" + "---:|" * len(headings))
+    for name, runs in sorted(rows.items(), key=lambda row: -np.mean(row[1], axis=0)[0]):
+        columns = np.array(runs).T
+        cells = [f"{c.mean():.{digits}f} ({c.min():.{digits}f} to {c.max():.{digits}f})" for c in columns]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print()
+
+
+def compare(runs: list[tuple[Dynamics, np.ndarray]]) -> None:
+    ranked: dict[str, list[list[float]]] = {}
+    rated: dict[str, list[list[float]]] = {}
+    covered, likely = [], []
+    for pairs, wrong in runs:
+        names = pairs.group_names()
+        judged = {evidence: judge(pairs, evidence) for evidence in EVIDENCE}
+        columns = {name: score(pairs) for name, score in SCORES.items()}
+        columns |= {f"posterior from {name}": found.log_odds for name, found in judged.items()}
+        columns["(told the truth)"] = told_the_truth(pairs, wrong, judged["mean_margin"].place)
+        for name, scores in columns.items():
+            ranked.setdefault(name, []).append(ranking(scores, wrong, names))
+        found = judged["mean_margin"]
+        large = np.flatnonzero(np.bincount(found.place) >= FEWEST)
+        true = np.array([wrong[found.place == place].mean() for place in large])
+        estimates = {"mixture": found.mixture_rates, "both, the audit's": found.rates}
+        estimates |= {"mixture at first sight": judged["first_margin"].mixture_rates}
+        estimates |= {"the training's": found.training_rates}
+        for name, rates in estimates.items():
+            rated.setdefault(name, []).append(rate_errors(rates[large], true))
+        low, high = found.intervals[large].T
+        covered += ((low <= true) & (true <= high)).tolist()
+        likely.append(np.stack([found.scores, wrong]))
+    print_table("score", ["AUROC", "worst language", "precision, first 5 %"], ranked)
+    print_table("noise rate, error in points", ["mean size", "largest", "mean"], rated)
+    print(f"Intervals that hold the true rate: {np.mean(covered):.0%} of {len(covered)}.\n")
+    scores, wrong = np.concatenate(likely, axis=1)
+    print("| score said | pairs | wrong |\n|---|---:|---:|")
+    for low, high in itertools.pairwise((0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.01)):
+        inside = (scores >= low) & (scores < high)
+        print(f"| {low:.0%} to {min(high, 1):.0%} | {inside.sum():,} | {wrong[inside].mean():.0%} |")
+
+
+def main() -> None:
+    disable_progress_bars()
+    by_noise: dict[str, list[tuple[Dynamics, np.ndarray]]] = {}
+    for folder in map(Path, sys.argv[1:]):
+        noise, *run = read_run(folder)
+        by_noise.setdefault(noise, []).append(tuple(run))
+    for noise, runs in by_noise.items():
+        print(f"### {noise} of the labels flipped, {len(runs)} runs\n")
+        compare(runs)
+        print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The ranking and its files: the order, the reasons, and text that stays text in every format."""
+
+import csv
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from audit_data import make_log, row, two_kinds
+from datasets import Dataset
+
+from trl_capo.audit.dynamics import read_dynamics
+from trl_capo.audit.judgement import judge
+from trl_capo.audit.plots import plot_audit
+from trl_capo.audit.report import report
+from trl_capo.audit.suspects import SCHEMA, Ranking, cell, write_suspects
+from trl_capo.audit.texts import flatten
+
+ODD = ["=1+1", 'a,b\n"c"', "مرحبا بك", "日本\u2028語", "\x07bell\x00", "<script>alert(1)</script>", "| a | *b* | `c`"]
+
+
+def make_ranking(folder, size: int = 90, names=("de", "sw", "日本"), texts: bool = True) -> tuple[Ranking, np.ndarray]:
+    """Pairs of three passes, of which every third of a group has a wrong label; row 0 is never seen."""
+    generator = np.random.default_rng(0)
+    margins, wrong = two_kinds(generator, size, 0.25)
+    rows = [
+        row(pair, epoch, (1 + epoch) * margins[pair], group=names[pair % 3], noise_rate=0.2 + pair / 1000)
+        for epoch in range(3)
+        for pair in range(1, size)
+    ]
+    data = [
+        {
+            "prompt": ODD[i % 7],
+            "chosen": f"{ODD[(i + 1) % 7]} {i}",
+            "rejected": ODD[(i + 2) % 7],
+            "id": i,
+            "is_noisy": w,
+        }
+        for i, w in enumerate(wrong.tolist())
+    ]
+    pairs = read_dynamics(make_log(folder, rows, size))
+    return Ranking(pairs, judge(pairs), Dataset.from_list(data) if texts else None), wrong[1:]
+
+
+@pytest.fixture
+def ranking(tmp_path) -> Ranking:
+    return make_ranking(tmp_path / "log")[0]
+
+
+def test_the_worst_come_first_and_wrong_labels_are_among_them(tmp_path):
+    ranking, wrong = make_ranking(tmp_path)
+    scores = [found["score"] for found in ranking.rows()]
+    assert scores == sorted(scores, reverse=True)
+    assert [found["rank"] for found in ranking.rows()] == list(range(1, 90))
+    first = [found["pair"] - 1 for found in ranking.rows(0, int(wrong.sum()))]
+    assert wrong[first].mean() > 0.95
+    assert 0 not in {found["pair"] for found in ranking.rows()}
+
+
+def test_three_files_say_the_same(ranking, tmp_path):
+    worst = write_suspects(ranking, 10, tmp_path)
+    table = pq.read_table(tmp_path / "suspects.parquet")
+    assert table.schema.equals(SCHEMA)
+    rows = table.to_pylist()
+    assert len(rows) == 89
+    lines = [json.loads(line) for line in (tmp_path / "suspects.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == len(worst) == 10
+    with (tmp_path / "suspects.csv").open(encoding="utf-8-sig", newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert len(cells) == 10
+    for full, line, found, text in zip(rows, lines, cells, worst, strict=False):
+        assert line == text
+        assert {name: line[name] for name in ("pair", "id", "group", "score", "reasons", "prompt", "chosen")} == {
+            name: full[name] for name in ("pair", "id", "group", "score", "reasons", "prompt", "chosen")
+        }
+        assert found["pair"] == str(line["pair"]) == line["id"]
+        assert found["reasons"] == "; ".join(line["reasons"])
+        assert found["prompt"] == cell(line["prompt"])
+        assert line["prompt"] == ODD[line["pair"] % 7]
+
+
+@pytest.mark.parametrize("start", "=+-@＝＋－＠")
+@pytest.mark.parametrize("before", ["", " ", "\n", "\u3000"])
+def test_no_cell_is_a_formula(before, start):
+    assert cell(f"{before}{start}cmd|' /C calc'!A0") == f"'{before}{start}cmd|' /C calc'!A0"
+
+
+def test_cells_keep_what_is_harmless():
+    assert cell("a\nb = c") == "a\nb = c"
+    assert cell("a\tb\x00\x1b[2J") == "a\\tb\\x00\\x1b[2J"
+    assert cell(-1.5) == -1.5
+    assert cell(None) is None
+
+
+def test_reasons_of_pairs_worked_by_hand(tmp_path):
+    margins = {0: [-2.0, -4.0, -6.0], 1: [2.0, -4.0, 2.0], 2: [1.0, 2.0, 3.0], 3: [-1.0, 1.0, 3.0]}
+    rows = [row(pair, epoch, values[epoch]) for epoch in range(3) for pair, values in margins.items()]
+    pairs = read_dynamics(make_log(tmp_path, rows, 4))
+    ranking = Ranking(pairs, judge(pairs), None)
+    assert ranking.reasons(0) == [
+        "the model preferred the rejected answer in all 3 passes (mean margin -4.00)",
+        "it did so before it had learned from the pair (margin -2.00)",
+    ]
+    assert ranking.reasons(1) == [
+        "the model preferred the rejected answer in 1 of 3 passes (mean margin +0.00)",
+        "before it had learned from the pair it preferred the chosen one (margin +2.00)",
+        "it agreed with the label and then no longer did, 1 time",
+    ]
+    assert ranking.reasons(2) == ["the model preferred the chosen answer in all 3 passes (mean margin +2.00)"]
+    assert ranking.reasons(3)[1] == "it did so before it had learned from the pair (margin -1.00)"
+    assert {found["pair"]: found["prompt"] for found in ranking.rows()} == dict.fromkeys(range(4))
+
+
+def test_messages_become_lines():
+    parts = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
+    call = [{"name": "f"}]
+    assert flatten([{"role": "user", "content": "hi"}, {"role": "user", "content": parts}]) == (
+        "user: hi\nuser: [image] what is it?"
+    )
+    assert flatten([{"role": "assistant", "content": None, "tool_calls": call}]) == 'assistant: [{"name": "f"}]'
+    assert (flatten("text"), flatten(None)) == ("text", None)
+
+
+def test_a_report_shows_text_as_text(ranking):
+    options = {"title": "r_un", "used": {}, "group_name": "language", "top": 10, "plots": {}, "remarks": []}
+    text = report(ranking, None, **options)
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert '<div dir="auto">مرحبا بك</div>' in text
+    assert "日本\\u2028語" in text
+    assert "\x07" not in text
+    assert "# Audit of r\\_un\n" in text
+    assert "1 pair of the data never seen" in text
+    blocks = [line for line in text.split("\n") if line.startswith("<blockquote>")]
+    assert len(blocks) == 3 * 20
+    assert all(line.endswith("</blockquote>") for line in blocks)  # so that Markdown means nothing within
+
+
+def test_plots_are_drawn_for_many_groups_and_names_that_no_font_has(tmp_path):
+    names = ("$x$", "\ue000private", "العربية")
+    ranking, wrong = make_ranking(tmp_path / "log", names=names)
+    rates = np.array([wrong[ranking.judgement.place == place].mean() for place in range(3)])
+    files, remarks = plot_audit(ranking, rates, tmp_path)
+    assert set(files) == {"data_map.png", "noise_rates.png"}
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in files)
+    assert any("private" in line for line in remarks)
+    many, _ = make_ranking(tmp_path / "many", size=300)
+    from_pairs = np.array([f"g{number % 70}" for number in range(299)], dtype=object)
+    _, remarks = plot_audit(Ranking(many.pairs, judge(many.pairs, names=from_pairs), None), None, tmp_path)
+    assert remarks == ["The plot of noise rates leaves out 10 groups with lower ones."]

@@ -1,0 +1,30 @@
+"""Prompts and answers as text to read: messages become lines that begin with who speaks."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+TEXTS = ("prompt", "chosen", "rejected")
+
+
+def parts(value: Any) -> list[tuple[str, str]]:
+    """Who says what: of a list of messages each one's role and text; of plain text the text alone, with no role."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [("", value)]
+    return [(message["role"], _content(message)) for message in value]
+
+
+def flatten(value: Any) -> str | None:
+    """One text; None where there is nothing."""
+    said = parts(value)
+    return "\n".join(f"{role}: {text}" if role else text for role, text in said) if said else None
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        content = " ".join(part.get("text") or f"[{part['type']}]" for part in content)
+    calls = message.get("tool_calls")
+    return " ".join(filter(None, [content, json.dumps(calls, ensure_ascii=False, default=str) if calls else None]))
