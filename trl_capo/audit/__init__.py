@@ -1,0 +1,1 @@
+"""The audit: which preference pairs are probably labelled wrong (docs/audit.md)."""
