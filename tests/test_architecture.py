@@ -18,6 +18,7 @@ LAYERS = [
     ["pair_log", "pair_logger", "nonfinite", "recorder", "resuming", "loading", "tables", "report", "token_lengths"],
     ["trainer"],
     ["study.baselines", "study.frozen", "study.methods", "study.checks", "study.config", "study.data", "study.table"],
+    ["audit.page"],
     ["study.plots", "study.report", "study.trainer", "study.run"],
     ["train", "dry_run_report", "dry_run", "evaluate", "noise_command", "study.schedule", "study.command"],
     ["env_command"],

@@ -2,71 +2,14 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const { suspects, fingerprint, counts } = data;
-const DECISIONS = ["keep", "flip", "drop"];
-const KEY = `trl-capo decisions ${fingerprint}`;
 const ROW = 48; // pixels, as in page.css
 const $ = (id) => document.getElementById(id);
 
-/* Decisions: pair -> a line of decisions.jsonl. Those on pairs that are not shown here are kept and exported too. */
-let decisions = new Map();
-let past = []; // pairs decided since the page was opened
-let stored = true;
-let unexported = false;
-
-function load() {
-  try {
-    decisions = new Map(JSON.parse(localStorage.getItem(KEY) ?? "[]").map((line) => [line.pair, line]));
-  } catch {
-    stored = false;
-  }
-}
-
-function save() {
-  unexported = true;
-  try {
-    localStorage.setItem(KEY, JSON.stringify([...decisions.values()]));
-  } catch {
-    stored = false;
-  }
-}
-
-function exportDecisions() {
-  const lines = [...decisions.values()].sort((a, b) => a.pair - b.pair).map((line) => JSON.stringify(line) + "\n");
-  if (!lines.length) return say("There is no decision to export yet.");
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
-  link.download = "decisions.jsonl";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-  unexported = false;
-  say(`Exported ${count(lines.length, "decision")}.`);
-}
-
-function readDecisions(text) {
-  return text.split("\n").flatMap((content, index) => {
-    if (!content.trim()) return [];
-    const fail = (why) => { throw new Error(`Nothing imported: line ${index + 1} ${why}.`); };
-    let line;
-    try { line = JSON.parse(content); } catch { fail("is not JSON"); }
-    if (!Number.isSafeInteger(line?.pair)) fail("names no pair");
-    if (line.fingerprint !== fingerprint) fail("is on another data set");
-    if (!DECISIONS.includes(line.decision)) fail("has no decision of keep, flip or drop");
-    const { pair, decision, note } = line;
-    return [{ pair, fingerprint, decision, ...(typeof note === "string" && { note }) }];
-  });
-}
-
-async function importDecisions(file) {
-  try {
-    const lines = readDecisions(await file.text());
-    for (const line of lines) decisions.set(line.pair, line);
-    save();
-    show();
-    say(`Imported ${count(lines.length, "decision")}.`);
-  } catch (error) {
-    say(error.message);
-  }
-}
+/* What is shown: `view` is the suspects that pass the filters, `current` one of them. */
+let view = suspects;
+let current = suspects[0];
+let marking = true;
+const past = []; // pairs decided since the page was opened
 
 function decide(decision) {
   if (!current) return;
@@ -82,27 +25,19 @@ function decide(decision) {
 }
 
 function undo() {
-  if (!decisions.has(current?.pair)) {
-    const pair = past.findLast((pair) => decisions.has(pair));
-    current = view.find((row) => row.pair === pair);
-  }
-  if (!current) return show(view[0]), say("There is nothing to undo.");
-  decisions.delete(current.pair);
-  past = past.filter((pair) => pair !== current.pair);
+  const pair = decisions.has(current?.pair) ? current.pair : past.findLast((pair) => decisions.has(pair));
+  const row = view.find((row) => row.pair === pair);
+  if (!row) return say("There is nothing to undo here.");
+  decisions.delete(pair);
   save();
-  show();
-  say(`Pair ${current.pair}: cleared.`);
+  show(row);
+  say(`Pair ${pair}: cleared.`);
 }
 
-/* What is shown: `view` is the suspects that pass the filters, `current` one of them. */
-let view = suspects;
-let current = suspects[0];
-let marking = true;
-
 function filter() {
-  const words = $("search").value.normalize("NFC").toLowerCase();
+  const wanted = $("search").value.normalize("NFC").toLowerCase();
   const group = groups[$("group").value];
-  view = suspects.filter((row) => (group === undefined || row.group === group) && (!words || searched(row).includes(words)));
+  view = suspects.filter((row) => (group === undefined || row.group === group) && (!wanted || searched(row).includes(wanted)));
   $("list").scrollTop = 0;
   show(view.includes(current) ? current : view[0]);
 }
@@ -143,8 +78,9 @@ function show(row = current) {
 
 function describe(row) {
   const lang = language(row.group);
-  $("name").textContent = `#${row.rank} · pair ${row.pair}` + (row.id == null ? "" : ` · ${visible(row.id)}`);
-  $("of").textContent = [row.group, `score ${number(row.score)}`, `suggestion: ${row.suggestion}`].filter((part) => part != null).map(visible).join(" · ");
+  const names = [row.id, row.group].filter((name) => name != null).map((name) => element("bdi", visible(name)));
+  const title = [`#${row.rank}`, `pair ${row.pair}`, ...names, `score ${number(row.score)}`, `suggestion: ${row.suggestion}`];
+  $("name").replaceChildren(...title.flatMap((part, index) => (index ? [" · ", part] : part)));
   $("reasons").replaceChildren(...(row.reasons ?? []).map((reason) => element("li", visible(reason))));
   const times = (n) => (n == null ? "–" : count(n, "time"));
   const facts = {
@@ -191,40 +127,6 @@ function reveal() {
   else if (top + ROW > $("list").scrollTop + height) $("list").scrollTop = top + ROW - height;
 }
 
-/* Words that only one of two texts has, by their longest common subsequence; each text as a list of parts. */
-function different(one, other) {
-  const a = words(one), b = words(other);
-  let start = 0, end = 0;
-  while (start < Math.min(a.length, b.length) && a[start].trim() === b[start].trim()) start++;
-  while (end < Math.min(a.length, b.length) - start && a.at(-1 - end).trim() === b.at(-1 - end).trim()) end++;
-  const m = a.length - start - end, n = b.length - start - end;
-  const common = [new Set(), new Set()];
-  if (m * n <= 4e6) {
-    const [x, y] = [a, b].map((list) => list.slice(start, list.length - end).map((word) => word.trim()));
-    const length = Array.from({ length: m + 1 }, () => new Uint16Array(n + 1));
-    for (let i = m - 1; i >= 0; i--)
-      for (let j = n - 1; j >= 0; j--)
-        length[i][j] = x[i] === y[j] ? length[i + 1][j + 1] + 1 : Math.max(length[i + 1][j], length[i][j + 1]);
-    for (let i = 0, j = 0; i < m && j < n; )
-      if (x[i] === y[j]) { common[0].add(start + i++); common[1].add(start + j++); }
-      else if (length[i + 1][j] >= length[i][j + 1]) i++;
-      else j++;
-  }
-  const same = start + end + common[0].size;
-  if (same < Math.max(a.length, b.length) / 5) return [one, other]; // two different texts: marks would say nothing
-  return [a, b].map((list, side) => list.map((word, index) =>
-    index < start || index >= list.length - end || common[side].has(index) ? word : { mark: word }));
-}
-
-/* Words with the spaces behind them, in scripts without spaces too. */
-function words(text) {
-  const parts = [];
-  for (const { segment } of new Intl.Segmenter(undefined, { granularity: "word" }).segment(text))
-    if (parts.length && !segment.trim()) parts.push(parts.pop() + segment);
-    else parts.push(segment);
-  return parts;
-}
-
 /* Small things. */
 function element(name, ...content) {
   const made = document.createElement(name);
@@ -247,52 +149,3 @@ function language(group) { // glyphs of Han characters depend on it
 const number = (value) => (value == null ? "–" : value.toFixed(2).replace("-", "−"));
 const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 const say = (text) => { $("status").textContent = text; };
-
-function help() {
-  if ($("help-text").open) $("help-text").close();
-  else $("help-text").showModal();
-}
-
-function mark() {
-  marking = !marking;
-  $("differences").setAttribute("aria-pressed", marking);
-  if (current) describe(current);
-}
-
-const focus = (id) => () => $(id).focus();
-const next = () => move(1), previous = () => move(-1);
-const KEYS = {
-  k: () => decide("keep"), f: () => decide("flip"), d: () => decide("drop"), u: undo, m: mark, e: exportDecisions,
-  n: next, j: next, ArrowRight: next, ArrowDown: next, p: previous, ArrowLeft: previous, ArrowUp: previous,
-  "/": focus("search"), g: focus("group"), "?": help,
-};
-addEventListener("keydown", (event) => {
-  const field = event.target.closest("input, select");
-  if (field && event.key === "Escape") field.blur();
-  const scrolls = event.key.startsWith("Arrow") && event.target.closest(".text > div");
-  if (field || scrolls || event.ctrlKey || event.metaKey || event.altKey || !Object.hasOwn(KEYS, event.key)) return;
-  if ($("help-text").open && event.key !== "?") return;
-  event.preventDefault();
-  KEYS[event.key]();
-});
-for (const button of $("decide").querySelectorAll("[data-decision]")) button.onclick = () => decide(button.dataset.decision);
-const CLICKS = { undo, next, previous, help, close: help, differences: mark, export: exportDecisions, import: () => $("file").click() };
-for (const [id, act] of Object.entries(CLICKS)) $(id).onclick = act;
-$("file").onchange = () => { importDecisions($("file").files[0]); $("file").value = ""; };
-let waiting;
-$("search").oninput = () => { clearTimeout(waiting); waiting = setTimeout(filter, 120); };
-$("group").onchange = filter;
-$("list").onscroll = drawList;
-addEventListener("resize", drawList);
-addEventListener("storage", (event) => { if (event.key === KEY) { load(); show(); } });
-addEventListener("beforeunload", (event) => { if (!stored && unexported) event.preventDefault(); });
-
-const groups = [...new Set(suspects.map((row) => row.group))].filter((group) => group != null).sort();
-const option = (text, value) => Object.assign(element("option", text), { value });
-const ofGroup = (group) => suspects.filter((row) => row.group === group).length + (counts?.[group] ? ` of ${count(counts[group], "pair")}` : "");
-$("group").append(option(`Every ${visible(data.groupName)}  (g)`, ""), ...groups.map((group, index) => option(`${visible(group)}: ${ofGroup(group)}`, index)));
-$("group").ariaLabel = `Filter by ${data.groupName}`;
-$("group").hidden = !groups.length;
-$("title").textContent = document.title = visible(data.title);
-load();
-show(suspects.find((row) => !decisions.has(row.pair)) ?? suspects[0]);

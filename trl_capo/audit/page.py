@@ -1,6 +1,6 @@
 """The suspects as one HTML file to read and decide in: it needs no network and no server, and can be sent by mail.
 
-The template is page.html, with page.css and page.js put into it. The pairs lie in the page as JSON, which page.js shows
+The template is page.html, with page.css and the scripts put into it. The pairs lie in the page as JSON, which page.js shows
 as text alone; a Content-Security-Policy lets no other script run and nothing be fetched.
 """
 
@@ -14,6 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
+
+SCRIPTS = ("page.js", "decisions.js", "compare.js", "start.js")
 
 
 def write_page(
@@ -42,7 +44,7 @@ def write_page(
         "counts": counts,
         "suspects": [{name: _finite(value) for name, value in suspect.items()} for suspect in suspects],
     }
-    style, script = (_template(f"page.{kind}") for kind in ("css", "js"))
+    style, script = _template("page.css"), "".join(map(_template, SCRIPTS))
     parts = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
     page = Template(_template("page.html")).substitute(parts, data=_json(data))
     path.write_text(page, encoding="utf-8", newline="\n")
