@@ -39,7 +39,7 @@ function filter() {
   const group = groups[$("group").value];
   view = suspects.filter((row) => (group === undefined || row.group === group) && (!wanted || searched(row).includes(wanted)));
   $("list").scrollTop = 0;
-  show(view.includes(current) ? current : view[0]);
+  show(view.includes(current) ? current : view[0] ?? null); // null: there is none
 }
 
 function searched(row) {

@@ -1,7 +1,7 @@
 """The suspects as one HTML file to read and decide in: it needs no network and no server, and can be sent by mail.
 
-The template is page.html, with page.css and the scripts put into it. The pairs lie in the page as JSON, which page.js shows
-as text alone; a Content-Security-Policy lets no other script run and nothing be fetched.
+The template is page.html, with page.css and the scripts put into it. The pairs lie in the page as JSON, which the
+scripts show as text alone; a Content-Security-Policy lets no other script run and nothing be fetched.
 """
 
 import base64

@@ -19,7 +19,10 @@ const KEYS = {
 };
 addEventListener("keydown", (event) => {
   const field = event.target.closest("input, select");
-  if (field && event.key === "Escape") field.blur();
+  if (field && event.key === "Escape") {
+    event.preventDefault(); // a search field would be emptied
+    field.blur();
+  }
   const scrolls = event.key.startsWith("Arrow") && event.target.closest(".text > div");
   const letter = /^[^\0-\x7f]$/.test(event.key) ? event.code.replace("Key", "") : event.key; // a Cyrillic or Arabic layout
   const key = letter.length === 1 ? letter.toLowerCase() : letter;
@@ -34,7 +37,13 @@ for (const [id, act] of Object.entries(CLICKS)) $(id).onclick = act;
 $("file").onchange = () => { importDecisions($("file").files[0]); $("file").value = ""; };
 let waiting;
 $("search").oninput = () => { clearTimeout(waiting); waiting = setTimeout(filter, 120); };
-$("group").onchange = filter;
+let clicked; // a group chosen with the mouse: the next key is a decision, not the first letter of another group
+$("group").onpointerdown = () => { clicked = true; };
+$("group").onkeydown = () => { clicked = false; };
+$("group").onchange = () => {
+  filter();
+  if (clicked) $("group").blur();
+};
 $("list").onscroll = drawList;
 addEventListener("resize", drawList);
 addEventListener("storage", (event) => { if (event.key === KEY) { load(); show(); } });
