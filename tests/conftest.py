@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from page_browser import chromium, open_page  # noqa: F401
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
