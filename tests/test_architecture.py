@@ -20,7 +20,6 @@ LAYERS = [
     ["verdicts", "cleaning"],
     ["trainer"],
     ["study.baselines", "study.frozen", "study.methods", "study.checks", "study.config", "study.data", "study.table"],
-    ["audit.page"],
     ["study.plots", "study.report", "study.trainer", "study.run"],
     [
         "audit.dynamics",
