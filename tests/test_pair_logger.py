@@ -115,7 +115,7 @@ def test_a_training_that_starts_anew_replaces_the_log(model_dir, pairs, make_arg
 
 @pytest.mark.parametrize(
     ("said", "in_yaml", "expected"),
-    [("true", True, True), ("False", False, False), ("none", "none", False), ("logs/1", "logs/1", "logs/1")],
+    [("true", True, True), ("False", False, None), ("none", "none", None), ("logs/1", "logs/1", "logs/1")],
 )
 def test_the_option_is_a_truth_value_or_a_folder(tmp_path, said, in_yaml, expected):
     """In YAML, on a command line, in Python."""

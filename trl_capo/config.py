@@ -95,7 +95,7 @@ class CAPOConfig(DPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if str(self.pair_log).lower() in ("true", "false", "none"):  # text on a command line
-            self.pair_log = str(self.pair_log).lower() == "true"
+            self.pair_log = True if str(self.pair_log).lower() == "true" else None
         self.group_column = parse_group_column(self.group_column)
         if isinstance(self.noise_rate, str) and self.noise_rate != "auto":
             with contextlib.suppress(ValueError):  # the check below names what is not a number

@@ -35,7 +35,7 @@ from trl_capo.models import check_model_path, load_config, load_tokenizer
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseArguments
 from trl_capo.nonfinite import NonFiniteLoss
-from trl_capo.paths import find_path, output_folder
+from trl_capo.paths import output_folder
 from trl_capo.plain import print_error
 from trl_capo.trainer import CAPOTrainer
 
@@ -81,9 +81,9 @@ def build_trainer(
         raise ValueError("dry_run: it starts no processes. Run `trl-capo train --dry_run` with these options.")
     name = model_args.model_name_or_path
     check_model_path(name)
-    if find_path(name) is not None:
-        for read in (load_config, load_tokenizer):
-            read(name, f"model_name_or_path={name!r}", trust_remote_code=training_args.trust_remote_code)
+    options = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
+    for read in (load_config, load_tokenizer):
+        read(name, f"model_name_or_path={name!r}", **options)
     check_resume(training_args)
     train_dataset, eval_dataset = load_data(script_args, training_args, dataset_args, noise_args)
     if isinstance(training_args.model_init_kwargs, str):
