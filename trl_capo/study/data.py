@@ -123,7 +123,8 @@ def _try_method(settings: Mapping[str, Any], **arguments: Any) -> None:
     _, own = training_options(settings, **arguments)
     loss = METHODS[settings["options"]["method"]].loss
     if loss is not None and own:  # the losses check their own options
-        loss(Batch(torch.zeros(1), 1.0, None, None, {}), **own)
+        zero = torch.zeros(1)
+        loss(Batch(zero, 1.0, None, torch.ones(2, 1), {}, rewards=(zero, zero), pairs=zero.long()), **own)
 
 
 def _problems(name: str, make: Callable[..., Any], **arguments: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """The methods that a study compares: options of `CAPOConfig` and, for some, a loss put in the place of DPO's.
 
-What TRL has (DPO, IPO, hinge, robust DPO) is TRL's; the others' losses are `trl_capo.study.baselines`.
+What TRL has (DPO, IPO, hinge, robust DPO) is TRL's; the others' losses are `trl_capo.study.baselines` and `.variants`.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trl_capo.study.baselines import beta_dpo_losses, cdpo_losses, dr_dpo_loss, wpo_weights
+from trl_capo.study.variants import OWN, variant_loss
 
 
 @dataclass
 class Batch:
-    """What a method's loss is computed from; `state` is empty at first and the method's own from step to step."""
+    """What a method's loss is computed from; `state` is empty at first and the method's own from step to step.
+
+    `rates` are CAPO's noise rates and what the labels tell, `rewards` those of both answers, (B,) each; `pairs` (B,)
+    pair numbers.
+    """
 
     rho: Tensor
     beta: float
     outputs: Any
     completion_mask: Tensor
     state: dict[str, Tensor]
+    temperature: float = 1.0
+    rates: tuple[Tensor | float, Tensor | float] = (0.0, 1.0)
+    rewards: tuple[Tensor, Tensor] | None = None
+    pairs: Tensor | None = None
 
 
 def _wpo(batch: Batch) -> Tensor:
@@ -64,4 +73,5 @@ METHODS = {
     "cdpo": Method(PLAIN, _cdpo, {"smoothing": 0.1}),
     "dr_dpo": Method(PLAIN, _dr_dpo, {"b": 1.0}),
     "beta_dpo": Method(PLAIN, _beta_dpo, {"alpha": 0.6}),
+    "capo_variant": Method({}, variant_loss, OWN),
 }

@@ -27,6 +27,10 @@ class StudyTrainer(CAPOTrainer):
         super().__init__(*args, **kwargs)
 
     def compute_ref_log_probs(self, model, inputs):
+        self._study_reference = self._study_ref_log_probs(model, inputs)
+        return self._study_reference
+
+    def _study_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if self.ld_alpha is not None or self.args.sync_ref_model:  # log-probs by more than the sequence
             return super().compute_ref_log_probs(model, inputs)
         completions = inputs["completion_mask"]
@@ -43,10 +47,30 @@ class StudyTrainer(CAPOTrainer):
         self._study_mask = inputs["completion_mask"][:, 1:]
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+    def _capo_rates(self, groups: Tensor, pairs: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+        self._study_pairs = pairs
+        if self._study_own.get("one_rate"):
+            groups = torch.full_like(groups, -1)
+        self._study_rates = super()._capo_rates(groups, pairs)
+        if not self._study_own.get("first_sight", 1):
+            self._study_rates = super()._capo_rates(groups, None)
+        return self._study_rates
+
     def _capo_loss(self, dpo_loss: Tensor, rho: Tensor, scale: Tensor, outputs: Any) -> Tensor:
         if self._study_loss is None or not self.model.training:
             return super()._capo_loss(dpo_loss, rho, scale, outputs)
-        batch = Batch(rho, self.beta, outputs, self._study_mask, self._study_state)
+        rewards = self.beta * (outputs.log_probs.sum(dim=1) - torch.cat(self._study_reference))
+        batch = Batch(
+            rho,
+            self.beta,
+            outputs,
+            self._study_mask,
+            self._study_state,
+            temperature=self._capo_temperature,
+            rates=self._study_rates,
+            rewards=rewards.chunk(2),
+            pairs=self._study_pairs,
+        )
         return self._study_loss(batch, **self._study_own)
 
     def _capo_record(self, rows: Tensor, suspects: Suspects) -> None:
