@@ -19,16 +19,8 @@ LAYERS = [
     ["pair_log", "pair_logger", "nonfinite", "recorder", "resuming", "loading", "tables", "report", "token_lengths"],
     ["verdicts", "cleaning"],
     ["trainer"],
-    [
-        "study.baselines",
-        "study.variants",
-        "study.frozen",
-        "study.methods",
-        "study.checks",
-        "study.config",
-        "study.data",
-        "study.table",
-    ],
+    ["study.files", "study.inputs", "study.baselines", "study.variants", "study.frozen", "study.methods"],
+    ["study.checks", "study.config", "study.data", "study.table"],
     ["study.plots", "study.report", "study.trainer", "study.run"],
     [
         "audit.dynamics",

@@ -21,6 +21,7 @@ REFUSED = [
     ({"loss_type": ["sigmoid_norm"]}, ["loss_type=['sigmoid_norm']"]),
     ({"use_weighting": True}, ["use_weighting=True", "WPO", "noise_rate=0"]),
     ({"use_weighting": True, "noise_rate": 0, "loss_type": ["hinge"]}, ["use_weighting=True", "'hinge'", "in place"]),
+    ({"loss_type": ["robust"], "noise_rate": 0.0, "label_smoothing": 0.5}, ["label_smoothing=0.5", "below 0.5"]),
     ({"label_smoothing": 0.2}, ["label_smoothing=0.2", "silence", "noise_rate=0.2", "robust"]),
     ({"enable_jit_checkpoint": True}, ["enable_jit_checkpoint=True", "SIGTERM", "Leave the option out"]),
 ]

@@ -186,6 +186,8 @@ BAD_COMMANDS = [
     ({"rate": "2"}, ["rate=2", "[0, 1)"]),
     ({"rate": "NaN"}, ["rate=nan"]),
     ({"rate": "0.2.1"}, ["rate='0.2.1'", "JSON"]),
+    ({"rate": '{"de": 0.2, "sw": 0.1, "de": 0.4}'}, ["rate=", "'de' comes twice"]),
+    ({"rate": "{}"}, ["rate={}: a rate is"]),
     ({"rate": '{"fr": 0.1}'}, ["'fr'", "'de', 'sw', '日本'"]),
     ({"rate": None}, ["rate missing"]),
     ({"kind": None, "output_dir": None}, ["output_dir, kind missing"]),

@@ -216,6 +216,23 @@ def test_runs_on_other_pairs_are_refused(study):
         write_report(*study)
 
 
+def test_runs_without_readable_margins_are_named(study):
+    for content in (b"", b"PK damaged"):
+        path = list(study[2].values())[-1] / "margins.npz"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"margins\.npz cannot be read"):
+            write_report(*study)
+
+
+def test_all_versions_are_told(study):
+    path = list(study[2].values())[-1] / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"versions": {"trl-capo": "1.2.4", "trl": "4.5"}}))
+    write_report(*study)
+    report = (study[-1] / "report.md").read_text(encoding="utf-8")
+    assert report.endswith("\nVersions: trl-capo 1.2.3, trl 4.5.\nVersions: trl-capo 1.2.4, trl 4.5.\n")
+
+
 def test_without_groups_there_is_one_row_a_run_and_no_map(study):
     config, chosen, runs, folder = study
     for path in runs.values():

@@ -1,7 +1,10 @@
 """How a study goes about its runs, with runs that are only simulated: tuning, slots, failures, interruptions."""
 
 import json
+import select
+import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,9 @@ from filelock import FileLock
 from study_data import plan, save_splits
 
 from trl_capo.study import command as study_command
-from trl_capo.study.config import StudyConfig
+from trl_capo.study.config import Run, StudyConfig
 from trl_capo.study.run import RESULT
-from trl_capo.study.schedule import RunFailed, _launch, study
+from trl_capo.study.schedule import RunFailed, _Bar, _launch, study
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def fake(monkeypatch, tmp_path, model_dir):
     (tmp_path / "data").mkdir()
     data, started = save_splits(tmp_path / "data"), []
 
-    def launch(config, run, slot):
+    def launch(config, run, slot, lifeline):
         started.append((run.name, slot))
         if run.name in fails:
             raise RunFailed(f"{run.name} failed")
@@ -104,7 +107,7 @@ def test_a_slot_has_one_of_the_gpus_that_the_user_leaves_to_the_study(
     monkeypatch.setattr("trl_capo.study.schedule.subprocess.run", run)
     config = StudyConfig(**plan(model_dir, "data", tmp_path))
     for slot in range(len(expected)):
-        _launch(config, config.possible_runs()[0], slot)
+        _launch(config, config.possible_runs()[0], slot, None)
     assert seen == expected
 
 
@@ -145,3 +148,54 @@ def test_one_study_at_a_time_works_in_a_folder(fake, tmp_path):
     assert started == []
     run()
     assert len(started) == 11
+
+
+def test_the_time_left_counts_epochs():
+    """Of runs of 3, 1 and 1 epochs the first took 30 seconds: 10 an epoch, so 20 are left, and then 10."""
+    runs = [Run("dpo", "clean", seed, epochs, 1e-2) for seed, epochs in enumerate((3, 1, 1))]
+    bar = _Bar([Run("dpo", "flip", 0, 7, 1e-2), *runs], runs, "Running")  # one was done before
+    with bar:
+        assert "1/4 runs" in str(bar)
+        assert "? left" in str(bar)
+        for run, passed, left in zip(runs, (30, 40, 50), ("00:20", "00:10", "00:00"), strict=True):
+            bar.start_t = bar._time() - passed
+            bar.done(run)
+            assert f"{left} left" in str(bar)
+        assert "4/4 runs, 00:50 so far" in str(bar)
+
+
+def test_an_interruption_ends_the_runs_that_are_going_on(fake, monkeypatch):
+    """As by Ctrl-C: the runs wait for the other end of their lifeline, and the study for them."""
+    run, _ = fake
+    ended = []
+
+    def wait_for_the_end(config, run, slot, lifeline):
+        if len(ended) == slot == 0:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        ended.append(lifeline.read())
+
+    monkeypatch.setattr("trl_capo.study.schedule._launch", wait_for_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs=2)
+    assert ended == [""]
+
+
+def test_after_a_failure_the_other_runs_are_waited_for(fake, monkeypatch, tmp_path):
+    run, _ = fake
+    run(fail=[])  # all but one are done then
+    names = [f"capo-flip-seed{seed}-1ep-lr1.00e-03" for seed in (0, 1)]
+    for name in names:
+        (tmp_path / "out" / "runs" / name / RESULT).unlink()
+    failed, seen = threading.Event(), []
+
+    def launch(config, run, slot, lifeline):
+        if run.name == names[0]:
+            failed.set()
+            raise OSError("the disk is full")
+        failed.wait(10)
+        seen.extend(select.select([lifeline], [], [], 0.2)[0])
+
+    monkeypatch.setattr("trl_capo.study.schedule._launch", launch)
+    with pytest.raises(OSError, match="the disk is full"):
+        run(jobs=2)
+    assert seen == []

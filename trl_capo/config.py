@@ -191,6 +191,11 @@ def _combination_problems(args: CAPOConfig) -> list[str]:
             f"use_weighting=True with loss_type={args.loss_type}: TRL's weighting fails on 'hinge' and 'sft' (it "
             "multiplies their losses in place). Leave them out, or set use_weighting=False."
         )
+    if "robust" in losses and args.label_smoothing >= 0.5:
+        problems.append(
+            f"label_smoothing={args.label_smoothing!r} with loss_type={args.loss_type}: robust DPO divides by 1 - 2 "
+            "label_smoothing, the share of flipped labels. Give a number below 0.5."
+        )
     if args.enable_jit_checkpoint:
         problems.append(
             "enable_jit_checkpoint=True: CAPOTrainer saves a checkpoint on SIGTERM by itself, at a step that all "

@@ -32,15 +32,15 @@ def uniform_draws(seed: int, count: int, stream: int = 0) -> np.ndarray:
 
 
 def check_rate(rate: Rate) -> None:
-    """Raise one ValueError that names everything that is no share in [0, 1)."""
+    """Raise one ValueError that names everything that is no share in [0, 1), or a mapping that names no group."""
     named = (
         {f"rate[{group!r}]": share for group, share in rate.items()} if isinstance(rate, Mapping) else {"rate": rate}
     )
     wrong = [f"{name}={share!r}" for name, share in named.items() if not _is_share(share)]
-    if wrong:
+    if wrong or not named:
         raise ValueError(
-            f"{', '.join(wrong)}: a rate is the share of pairs to change. Give a number in [0, 1), or a mapping from "
-            "groups to such numbers."
+            f"{', '.join(wrong) or f'rate={rate!r}'}: a rate is the share of pairs to change. "
+            "Give a number in [0, 1), or a mapping from groups to such numbers."
         )
 
 

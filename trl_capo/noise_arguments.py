@@ -16,12 +16,23 @@ def _parse_rate(option: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return json.loads(value, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{option}={value!r}: a rate is a number, or a mapping from groups to numbers written as JSON, such as "
             '\'{"sw": 0.4, "*": 0.1}\'.'
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{option}={value!r}: {error}") from error
+
+
+def _each_once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping; as in YAML, a key that comes twice is an error."""
+    names = [name for name, _ in entries]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"{', '.join(map(repr, sorted(twice)))} comes twice. Give each group one rate.")
+    return dict(entries)
 
 
 @dataclass

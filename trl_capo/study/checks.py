@@ -15,8 +15,17 @@ TRUE_RATE = "true_rate"
 """As the value of a method's option: the share of pairs that the run's noise has changed."""
 
 DECIDED = ("output_dir", "learning_rate", "seed", "num_train_epochs", "max_steps", "eval_strategy", "eval_steps",
-           "group_column")  # fmt: skip
+           "eval_delay", "group_column", "resume_from_checkpoint")  # fmt: skip
 """Options of `CAPOConfig` that the plan gives elsewhere: they cannot be a method's or all runs'."""
+
+FOR_ALL = ("max_length", "truncation_mode")
+"""Options that decide what is measured: all runs' or none's."""
+
+LOSS = ("loss_type", "loss_weights")
+"""Options that make a method what it is: not all runs', nor those of a method with a loss of its own."""
+
+OF_A_BATCH = ("dr_dpo", "beta_dpo")
+"""Methods whose loss is no mean over pairs: accumulated over smaller batches, it would be another."""
 
 
 def plan_problems(config: Any) -> list[str]:
@@ -54,7 +63,7 @@ def _shape_problems(config: Any) -> Iterator[str]:
 
 
 def _training_problems(config: Any) -> Iterator[str]:
-    yield from (f"training: {problem}" for problem in _option_problems(config.training, ()))
+    yield from (f"training: {problem}" for problem in _option_problems(config.training, (), LOSS))
     if not _is_whole(config.training.get("per_device_train_batch_size"), 1):
         yield "training: it needs per_device_train_batch_size, a whole number, by which the steps are counted."
     if not _is_whole(config.training.get("gradient_accumulation_steps", 1), 1):
@@ -76,19 +85,33 @@ def _method_problems(config: Any) -> Iterator[str]:
         if not isinstance(kind, str) or kind not in METHODS:
             yield f"methods: {label}: there is no method {kind!r}. Choose one of {', '.join(METHODS)}."
             continue
-        problems = _option_problems(options, ("method", *METHODS[kind].own))
+        misplaced = FOR_ALL if METHODS[kind].loss is None else FOR_ALL + LOSS
+        problems = [*_option_problems(options, ("method", *METHODS[kind].own), misplaced)]
+        steps = (config.training | dict(options)).get("gradient_accumulation_steps", 1)
+        if kind in OF_A_BATCH and steps != 1:
+            problems.append(
+                f"gradient_accumulation_steps={steps!r}: {kind}'s loss is one of a whole batch, which would be cut. "
+                "Let per_device_train_batch_size be the batch."
+            )
         yield from (f"methods: {label}: {problem}" for problem in problems)
     if config.baseline not in config.methods:
         yield f"baseline={config.baseline!r} is not one of the methods ({', '.join(config.methods)})."
 
 
-def _option_problems(options: Mapping[str, Any], own: tuple[str, ...]) -> Iterator[str]:
+def _option_problems(options: Mapping[str, Any], own: tuple[str, ...], misplaced: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with options of `CAPOConfig` and `own` ones, of which the `misplaced` do not belong there."""
     known = get_type_hints(CAPOConfig)
     given = {name: value for name, value in options.items() if value != TRUE_RATE}
     yield from type_problems(given, known | dict.fromkeys(own, float | str))
     for name in options:
         if name in DECIDED:
             yield f"{name} cannot stand there: the plan gives it for every run."
+        elif name in misplaced:
+            yield f"{name} cannot stand there: " + (
+                "all runs are measured alike. Give it under `training`."
+                if name in FOR_ALL
+                else "it belongs to a method without a loss of its own."
+            )
         elif name not in known and name not in own:
             yield f"there is no option {name!r}."
 
@@ -128,7 +151,11 @@ def _block_problems(config: Any, name: str, block: Any, keys: tuple[str, ...]) -
                 yield f"{name}: seeds={values!r} must be whole numbers, 0 or more."
         else:
             defined = getattr(config, key)
-            yield from (f"{name}: {key}: {entry!r} is not defined." for entry in values if str(entry) not in defined)
+            for entry in values:
+                if not isinstance(entry, str):
+                    yield f"{name}: {key}: {entry!r} must be text. In YAML, put it in quotes."
+                elif entry not in defined:
+                    yield f"{name}: {key}: {entry!r} is not defined."
     if not _is_positive(block["epochs"]):
         yield f"{name}: epochs={block['epochs']!r} must be a positive number."
 

@@ -33,6 +33,14 @@ PREPARATION = Run("dpo", "none", 0, 0, 0.0)
 """Of no epochs: it trains nothing, and fills the memory that the other runs share."""
 
 
+LONGEST_NAME = 240
+"""Of a run, in bytes: file systems have 255 for the name of a folder."""
+
+
+def _bytes(name: str) -> int:
+    return len(name.encode())
+
+
 @dataclass
 class StudyConfig:
     """The options of a study's YAML file; docs/study.md explains them with an example.
@@ -90,6 +98,9 @@ class StudyConfig:
         if not problems:
             names = Counter(run.name for run in self.possible_runs())
             problems = [f"two runs would be called {name}: change a label." for name in names if names[name] > 1]
+            longest = max(names, key=_bytes)
+            if _bytes(longest) > LONGEST_NAME:
+                problems.append(f"a run would be called {longest}, which no folder can be: shorten a label.")
         if problems:
             raise ValueError("the study cannot be run as it is:\n" + "\n".join(f"- {line}" for line in problems))
 
@@ -108,17 +119,18 @@ class StudyConfig:
 
     def tuning_runs(self) -> list[Run]:
         """The runs that choose each method's learning rate, the grid's among them; none where there is no choice."""
-        if len(self.learning_rates) == 1:
+        if len(set(self.learning_rates)) == 1:
             return []
         used = [label for label in self.methods if any(label in block["methods"] for block in self.grid)]
         plan = self.tuning
-        return [
+        runs = [
             Run(method, noise, seed, plan["epochs"], rate)
             for seed in plan["seeds"]
             for noise in plan["noise"]
             for method in used
             for rate in self.learning_rates
         ]
+        return list(dict.fromkeys(runs))
 
     def grid_runs(self, learning_rate: Mapping[str, float]) -> list[Run]:
         """The runs of the grid at each method's learning rate: block by block, all methods of a seed together."""

@@ -90,8 +90,8 @@ def training_options(
     return args, own
 
 
-def check_runs(config: StudyConfig, folder: Path) -> None:
-    """Refuse what would fail in a run, as far as data and options can tell, before any is started.
+def check_runs(config: StudyConfig, folder: Path) -> dict[str, Dataset]:
+    """Refuse what would fail in a run, as far as data and options can tell, before any is started; returns the data.
 
     Raises:
         ValueError, OSError: one message for the user.
@@ -117,6 +117,7 @@ def check_runs(config: StudyConfig, folder: Path) -> None:
     if problems:
         lines = "\n".join(f"- {line}" for line in dict.fromkeys(problems))
         raise ValueError(f"the study cannot be run as it is:\n{lines}")
+    return parts
 
 
 def _try_method(settings: Mapping[str, Any], **arguments: Any) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from trl_capo.fonts import choose_fonts
+from trl_capo.fonts import choose_fonts, one_line
 from trl_capo.plots import MARKERS
 from trl_capo.study import table
 from trl_capo.study.config import StudyConfig
 from trl_capo.study.table import Bootstrap, Cell, Estimate, Key
 
 WIDTH = 6.5  # inches, that the legend has room
+LETTER = 0.075  # inches, of the labels' size
 LINES = ["-", "--", "-.", ":"]
 MEASURES = {"accuracy": ("reward accuracy, %", 100, table.accuracy), "margin": ("mean margin", 1, table.margin)}
 
@@ -39,8 +40,11 @@ def _plots(
         path = folder / f"reward_gap{ending}"
         yield _over_noise(config, part, bootstrap, "margin", path), f"Reward gap under noise, {told}"
         yield _over_steps(config, part, folder / f"steps{ending}"), f"Reward accuracy over the steps, {told}"
-        if len(next(iter(part.values())).groups) > 1 and any(key[2] != config.baseline for key in part):
-            path, listed = folder / f"gain{ending}", "".join(f"; {name} is {group}" for group, name in names.items())
+        compared = {key[1] for key in part if key[2] == config.baseline}
+        beside = any(key[1] in compared and key[2] != config.baseline for key in part)
+        if len(next(iter(part.values())).groups) > 1 and beside:
+            path = folder / f"gain{ending}"
+            listed = "".join(f"; {name} is {one_line(group)}" for group, name in names.items())
             caption = f"Gain in reward accuracy over {config.baseline} in every group, {told}{listed}"
             yield _gain_map(config, part, bootstrap, names, path), caption
 
@@ -87,7 +91,7 @@ def _over_noise(config: StudyConfig, cells: Mapping[Key, Cell], bootstrap: Boots
             linewidth=1.2,
             label=method,
         )
-    axes.set_xticks(range(len(noises)), noises)
+    axes.set_xticks(range(len(noises)), noises, parse_math=False)
     axes.set_xlim(-0.5, len(noises) - 0.5)
     for place in range(1, len(noises)):
         axes.axvline(place - 0.5, color="0.85", linewidth=0.8)
@@ -144,7 +148,8 @@ def _gain_map(
                 rows.append(found)
                 titles.append(f"{noise}: {method}")
         ends.append(len(rows))
-    figure, (axes,) = _figure(2.6 + 0.55 * len(groups), max(3.6, 1.2 + 0.3 * len(rows)))
+    room = 1.9 + LETTER * max(map(len, titles), default=0)  # for the bar of colours and the titles
+    figure, (axes,) = _figure(room + 0.55 * len(groups), max(3.6, 1.2 + 0.3 * len(rows)))
     values = 100 * np.array([[entry.value for entry in row] for row in rows]).reshape(len(rows), len(groups))
     limit = max(1.0, float(np.abs(values).max(initial=0.0)))
     image = axes.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
@@ -156,7 +161,7 @@ def _gain_map(
                       color="white" if dark else "black")  # fmt: skip
     for end in ends[:-1]:
         axes.axhline(end - 0.5, color="black", linewidth=1)
-    shown = [names.get(group, group) for group in groups]
+    shown = [names.get(group, one_line(group)) for group in groups]
     axes.set_xticks(range(len(groups)), shown, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(len(titles)), titles, fontsize=8)
     for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
@@ -175,7 +180,9 @@ def _finish(figure: Any, axes: Any, path: Path) -> Path:
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=8, frameon=False)
+    columns = int(figure.get_figwidth() / (LETTER * max(map(len, labels)) + 0.5))  # 0.5: the mark, and space
+    columns = min(5, max(1, columns))
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
     figure.savefig(path)

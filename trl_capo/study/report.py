@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from trl_capo.fonts import one_line
 from trl_capo.study import table
 from trl_capo.study.config import Run, StudyConfig
 from trl_capo.study.plots import plot_study
@@ -64,9 +65,15 @@ def report(
         tried = ", ".join(f"{rate:g}" for rate in config.learning_rates)
         lines += [f"Of the learning rates {tried}, each method has the best on the validation split.", ""]
     lines += [f"![{caption}]({plot.name})" for plot, caption in plots.items()]
-    versions = first.results[0]["versions"]
-    lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."]
+    lines += ["", *_versions(cells)]
     return "\n".join(lines) + "\n"
+
+
+def _versions(cells: Mapping[Key, Cell]) -> list[str]:
+    """A line for every set of versions that runs were made with."""
+    made = [result["versions"] for cell in cells.values() for result in cell.results]
+    texts = (", ".join(f"{name} {number}" for name, number in versions.items()) for versions in made)
+    return [f"Versions: {text}." for text in dict.fromkeys(texts)]
 
 
 def _options(options: Mapping[str, Any]) -> str:
@@ -179,6 +186,6 @@ def _run_table(chosen: Mapping[str, float], cells: Mapping[Key, Cell]) -> list[s
 
 
 def _lines(rows: list[list[Any]]) -> list[str]:
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    cells = [[one_line(str(cell)).replace("|", "\\|") for cell in row] for row in rows]
     rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
     return ["| " + " | ".join(row) + " |" for row in [cells[0], rule, *cells[1:]]]

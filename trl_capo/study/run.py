@@ -1,12 +1,13 @@
 """One run of a study, in a process of its own: train with one method, one noise and one seed, and measure.
 
-Started by `trl-capo study` as `accelerate launch --module trl_capo.study.run SETTINGS.json`. Writes, beside the
-settings, `margins.npz` (every test pair's margin) and at last `result.json`, so that a run without one is not done.
+Started by `trl-capo study` as `accelerate launch --module trl_capo.study.run SETTINGS.json --with-study`, of which the
+last word ties it to the study: it ends when that does. Writes, beside the settings, `margins.npz` (every test pair's
+margin) and at last `result.json`, so that a run without one is not done.
 """
 
-import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -23,17 +24,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_capo import __version__
 from trl_capo.memory import peak_memory
 from trl_capo.study.data import ALL, noise_shares, read_parts, training_options, with_noise
+from trl_capo.study.files import read_json, write_json
 from trl_capo.study.frozen import FrozenLayers, SequenceMemory, scoring_completions_only
+from trl_capo.study.inputs import describe_inputs, refuse_other_inputs
 from trl_capo.study.trainer import StudyTrainer
 
 RESULT, MARGINS, SETTINGS = "result.json", "margins.npz", "settings.json"
 ERROR = "trl-capo study: error: "
+WITH_STUDY = "--with-study"
 
 
 def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train and measure; returns what `result.json` holds."""
     shared = settings["shared"]
     parts = read_parts(shared)
+    refuse_other_inputs(folder.parent.parent, describe_inputs(parts, shared["model_name_or_path"]))
     parts["train"] = with_noise(parts["train"], settings["inject"], settings["seed"], shared["group_column"])
     shares = noise_shares(parts["train"], shared["group_column"])
     memory = folder.parent.parent / "memory"
@@ -121,9 +126,19 @@ def _noise_rates(trainer: StudyTrainer) -> dict[str, float] | None:
     return None if estimate is None else {ALL: float(estimate.noise_rates[0])} | estimate.by_group()
 
 
+def _end_with_study() -> None:
+    """End this process, whatever it does, when the study that started it has ended: its standard input ends then."""
+    while os.read(0, 1):  # not through sys.stdin, whose lock a thread must not hold when Python ends
+        pass
+    os._exit(1)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    (path,) = map(Path, sys.argv[1:] if argv is None else argv)
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    name, *words = sys.argv[1:] if argv is None else argv
+    if words == [WITH_STUDY]:
+        threading.Thread(target=_end_with_study, daemon=True).start()
+    path = Path(name)
+    settings = read_json(path)
     try:
         result = run(settings, path.parent)
     except Exception as error:
@@ -131,9 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"{ERROR}{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    unfinished = path.parent / f"unfinished-{RESULT}"
-    unfinished.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path.parent / RESULT)
+    write_json(path.parent / RESULT, result)
     return 0
 
 

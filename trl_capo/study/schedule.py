@@ -4,16 +4,18 @@
 through `accelerate launch`), `--jobs` of them at a time, one for each GPU. A run that is done is not run again, so a
 study that was killed goes on where it stood. First, with several learning rates, come the runs that choose each
 method's on the validation split; the grid is measured on the test split.
+
+However a study ends, no run of it goes on and is in the way of the next: every run has the reading end of a pipe for
+its standard input and ends with it, and the study alone has the other end, which closes when it is killed, too.
 """
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -23,10 +25,14 @@ from trl_capo.models import check_model_path
 from trl_capo.paths import output_folder
 from trl_capo.study.config import PREPARATION, Run, StudyConfig
 from trl_capo.study.data import check_runs
+from trl_capo.study.files import read_json, write_json
+from trl_capo.study.inputs import describe_inputs, settle_inputs
 from trl_capo.study.report import write_report
-from trl_capo.study.run import ERROR, RESULT, SETTINGS
+from trl_capo.study.run import ERROR, RESULT, SETTINGS, WITH_STUDY
 
 LOG = "log.txt"
+SECONDS_UNCHANGED = 60
+"""After so long, the bar is drawn again though no run has ended."""
 
 
 class RunFailed(RuntimeError):
@@ -45,10 +51,11 @@ def study(config: StudyConfig, jobs: int = 1) -> Path:
     config.output_dir = str(folder)
     check_model_path(config.model_name_or_path)
     _check_folder(config, folder)
-    check_runs(config, folder)
+    inputs = describe_inputs(check_runs(config, folder), config.model_name_or_path)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "study.lock", timeout=0):
+            settle_inputs(folder, inputs)
             return _study(config, folder, jobs)
     except Timeout:
         raise ValueError(
@@ -57,7 +64,7 @@ def study(config: StudyConfig, jobs: int = 1) -> Path:
 
 
 def _study(config: StudyConfig, folder: Path, jobs: int) -> Path:
-    for path in folder.glob("memory/*.part"):  # of a study that was killed
+    for path in folder.glob("memory/*.part"):  # of a run that was killed
         path.unlink()
     _run_all(config, [PREPARATION], 1, "Preparing")
     tuning = config.tuning_runs()
@@ -85,7 +92,7 @@ def choose_learning_rates(config: StudyConfig, results: dict[Run, dict[str, Any]
 def _check_folder(config: StudyConfig, folder: Path) -> None:
     """Refuse a folder with runs of another study, or of other methods and noise by the same names."""
     for path in sorted(folder.glob(f"runs/*/{SETTINGS}")):
-        made = json.loads(path.read_text(encoding="utf-8"))["shared"]
+        made = read_json(path).get("shared", {})
         wrong = [key for key, value in config.shared.items() if made.get(key) != value]
         if wrong:
             differing = ", ".join(f"{key}={made.get(key)!r}" for key in wrong)
@@ -98,15 +105,14 @@ def _check_folder(config: StudyConfig, folder: Path) -> None:
 
 
 def _result(folder: Path, run: Run) -> dict[str, Any]:
-    return json.loads((folder / "runs" / run.name / RESULT).read_text(encoding="utf-8"))
+    return read_json(folder / "runs" / run.name / RESULT)
 
 
 def _is_done(config: StudyConfig, run: Run) -> bool:
     folder = Path(config.output_dir) / "runs" / run.name
     if not (folder / RESULT).is_file():
         return False
-    made = json.loads((folder / RESULT).read_text(encoding="utf-8"))["settings"]
-    if made != config.settings(run):
+    if read_json(folder / RESULT).get("settings") != config.settings(run):
         raise ValueError(
             f"output_dir={config.output_dir!r}: the run {run.name} was made with another definition of its method or "
             "noise. Choose another output_dir or label, or delete the run's folder."
@@ -120,29 +126,55 @@ def _run_all(config: StudyConfig, runs: Iterable[Run], jobs: int, title: str) ->
     missing = [run for run in runs if not _is_done(config, run)]
     if not missing:
         return
-    bar = tqdm(total=len(runs), initial=len(runs) - len(missing), desc=title, unit="run", smoothing=0)
+    bar = _Bar(runs, missing, title)
     slots = list(range(jobs))
-    with ThreadPoolExecutor(jobs) as pool, bar:
+    reading, writing = map(os.fdopen, os.pipe(), "rw")  # no started process inherits one unless it is handed over
+    with reading as lifeline, ThreadPoolExecutor(jobs) as pool, bar, writing:
         waiting = iter(missing)
-        running = {pool.submit(_launch, config, run, slot): slot for slot, run in zip(slots, waiting, strict=False)}
-        while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                slot = running.pop(future)
-                future.result()
-                bar.update()
-                following = next(waiting, None)
-                if following is not None:
-                    running[pool.submit(_launch, config, following, slot)] = slot
+        started = zip(slots, waiting, strict=False)
+        running = {pool.submit(_launch, config, run, slot, lifeline): (run, slot) for slot, run in started}
+        try:
+            while running:
+                done, _ = wait(running, SECONDS_UNCHANGED, return_when=FIRST_COMPLETED)
+                bar.refresh()
+                for future in done:
+                    run, slot = running.pop(future)
+                    future.result()
+                    bar.done(run)
+                    following = next(waiting, None)
+                    if following is not None:
+                        running[pool.submit(_launch, config, following, slot, lifeline)] = (following, slot)
+        except Exception:
+            wait(running)  # what the others do is not lost
+            raise
 
 
-def _launch(config: StudyConfig, run: Run, slot: int) -> None:
-    """Run one run in a process of its own, on the slot's GPU or share of the cores."""
+class _Bar(tqdm):
+    """A bar over runs, with an estimate of the time left: a run of three epochs takes as long as three of one."""
+
+    def __init__(self, runs: list[Run], missing: list[Run], title: str) -> None:
+        self._made, self._missing = 0.0, sum(run.epochs for run in missing)
+        form = "{l_bar}{bar}| {n_fmt}/{total_fmt} runs, {elapsed} so far, {left} left"
+        super().__init__(total=len(runs), initial=len(runs) - len(missing), desc=title, bar_format=form)
+
+    def done(self, run: Run) -> None:
+        self._made += run.epochs
+        self._missing -= run.epochs
+        self.update()
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        known = super().format_dict
+        seconds = known["elapsed"] * self._missing / self._made if self._made else None
+        return known | {"left": "?" if seconds is None else self.format_interval(seconds)}
+
+
+def _launch(config: StudyConfig, run: Run, slot: int, lifeline: IO[str]) -> None:
+    """Run one run in a process of its own, on the slot's GPU or share of the cores, until the lifeline's end."""
     folder = Path(config.output_dir) / "runs" / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    settings, unfinished = folder / SETTINGS, folder / f"unfinished-{SETTINGS}"
-    unfinished.write_text(json.dumps(config.settings(run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, settings)
+    settings = folder / SETTINGS
+    write_json(settings, config.settings(run))
     environment = dict(os.environ)
     gpus = torch.cuda.device_count()
     if gpus:
@@ -150,10 +182,15 @@ def _launch(config: StudyConfig, run: Run, slot: int) -> None:
         names = visible.split(",") if visible else [str(index) for index in range(gpus)]
         environment["CUDA_VISIBLE_DEVICES"] = names[slot % gpus]
     launch = ["accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no", "--module", "trl_capo.study.run", str(settings)]
+    launch += ["--dynamo_backend", "no", "--module", "trl_capo.study.run", str(settings), WITH_STUDY]
     with (folder / LOG).open("w", encoding="utf-8") as log:
         code = subprocess.run(
-            [sys.executable, "-m", *launch], env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
+            [sys.executable, "-m", *launch],
+            env=environment,
+            stdin=lifeline,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
         ).returncode
     if code != 0:
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()

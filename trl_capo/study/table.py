@@ -1,12 +1,14 @@
 """The numbers of a study: what its runs measured, put together with intervals over seeds and pairs."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+
+from trl_capo.study.files import read_json
 
 ALL = "all"
 RESAMPLES = 4000
@@ -47,9 +49,8 @@ def read_cells(runs: Mapping[Any, Path]) -> dict[Key, Cell]:
     """
     found: dict[Key, list[tuple[int, np.ndarray, np.ndarray, dict]]] = {}
     for run, folder in runs.items():
-        with np.load(folder / "margins.npz") as arrays:
-            margins, labels = arrays["margins"], arrays["labels"]
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        margins, labels = _read_margins(folder / "margins.npz")
+        result = read_json(folder / "result.json")
         found.setdefault((run.epochs, run.noise, run.method), []).append((run.seed, margins, labels, result))
     cells, first = {}, next(iter(found.values()))[0][2]
     for key, entries in found.items():
@@ -62,6 +63,16 @@ def read_cells(runs: Mapping[Any, Path]) -> dict[Key, Cell]:
             )
         cells[key] = Cell(seeds, np.stack(margins), labels[0], list(results))
     return cells
+
+
+def _read_margins(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path) as arrays:
+            return arrays["margins"], arrays["labels"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}). Delete its folder, so that its run is made again."
+        ) from error
 
 
 def tidy_rows(cells: Mapping[Key, Cell]) -> list[dict[str, Any]]:
