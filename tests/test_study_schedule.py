@@ -16,7 +16,7 @@ from study_data import plan, save_splits
 from trl_capo.study import command as study_command
 from trl_capo.study.config import Run, StudyConfig
 from trl_capo.study.run import RESULT
-from trl_capo.study.schedule import RunFailed, _Bar, _launch, study
+from trl_capo.study.schedule import RunFailed, _Bar, _environment, _launch, report_done, study
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def fake(monkeypatch, tmp_path, model_dir):
     (tmp_path / "data").mkdir()
     data, started = save_splits(tmp_path / "data"), []
 
-    def launch(config, run, slot, lifeline):
+    def launch(config, run, slot, jobs, lifeline):
         started.append((run.name, slot))
         if run.name in fails:
             raise RunFailed(f"{run.name} failed")
@@ -53,9 +53,11 @@ def fake(monkeypatch, tmp_path, model_dir):
     tuning = {"noise": ["flip"], "seeds": [0], "epochs": 1}
     options = plan(model_dir, data, tmp_path / "out", learning_rates=[1e-2, 1e-3], tuning=tuning)
 
-    def run(jobs=1, fail=()):
+    def run(jobs=1, fail=(), report_only=False):
         fails.clear()
         fails.update(fail)
+        if report_only:
+            return report_done(StudyConfig(**options))
         started.clear()
         return study(StudyConfig(**options), jobs)
 
@@ -107,8 +109,51 @@ def test_a_slot_has_one_of_the_gpus_that_the_user_leaves_to_the_study(
     monkeypatch.setattr("trl_capo.study.schedule.subprocess.run", run)
     config = StudyConfig(**plan(model_dir, "data", tmp_path))
     for slot in range(len(expected)):
-        _launch(config, config.possible_runs()[0], slot, None)
+        _launch(config, config.possible_runs()[0], slot, 2, None)
     assert seen == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "jobs", "expected"), [(None, 1, "6"), (None, 4, "1"), (None, 8, "1"), ("3", 4, "3")]
+)
+def test_without_gpus_the_runs_share_the_cores(given, jobs, expected, monkeypatch):
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr("trl_capo.study.schedule.torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("trl_capo.study.schedule.psutil.cpu_count", lambda logical: 6)
+    assert _environment(0, jobs)["OMP_NUM_THREADS"] == expected
+
+
+def test_the_runs_that_are_done_can_be_reported_on(fake, tmp_path):
+    """capo's learning rate is chosen and one of its four runs done, dpo's is still open; then all are done."""
+    run, started = fake
+    open_run, done = "dpo-flip-seed0-1ep-lr1.00e-02", "capo-flip-seed0-1ep-lr1.00e-03"
+    folder = run()
+    whole, results = (folder / "report.md").read_text(), {}
+    for name, _ in started[1:]:
+        if name not in (done, "capo-flip-seed0-1ep-lr1.00e-02"):
+            results[name] = (folder / "runs" / name / RESULT).read_text()
+            (folder / "runs" / name / RESULT).unlink()
+    assert open_run in results
+    run(report_only=True)
+    part = (folder / "report.md").read_text()
+    assert "1 of 8 runs are done." in part
+    assert "| capo | 0.0 " in part
+    assert "dpo |" not in part
+    for name, text in results.items():
+        (folder / "runs" / name / RESULT).write_text(text)
+    started.clear()
+    run(report_only=True)
+    assert started == []
+    assert (folder / "report.md").read_text() == whole
+
+
+def test_without_a_run_there_is_nothing_to_report(fake):
+    run, _ = fake
+    with pytest.raises(ValueError, match="no run of the grid is done there"):
+        run(report_only=True)
 
 
 def test_an_interrupted_study_says_how_to_go_on(monkeypatch, tmp_path, capsys):
@@ -169,7 +214,7 @@ def test_an_interruption_ends_the_runs_that_are_going_on(fake, monkeypatch):
     run, _ = fake
     ended = []
 
-    def wait_for_the_end(config, run, slot, lifeline):
+    def wait_for_the_end(config, run, slot, jobs, lifeline):
         if len(ended) == slot == 0:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         ended.append(lifeline.read())
@@ -188,7 +233,7 @@ def test_after_a_failure_the_other_runs_are_waited_for(fake, monkeypatch, tmp_pa
         (tmp_path / "out" / "runs" / name / RESULT).unlink()
     failed, seen = threading.Event(), []
 
-    def launch(config, run, slot, lifeline):
+    def launch(config, run, slot, jobs, lifeline):
         if run.name == names[0]:
             failed.set()
             raise OSError("the disk is full")

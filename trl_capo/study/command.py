@@ -1,18 +1,14 @@
 """The command `trl-capo study`: its options, and what it says. docs/study.md explains the plan's file."""
 
-import os
 import sys
 import time
 from collections.abc import Sequence
-
-import psutil
-import torch
 
 from trl_capo.arguments import Parser
 from trl_capo.plain import print_error
 from trl_capo.report import check_available
 from trl_capo.study.config import read_study
-from trl_capo.study.schedule import RunFailed, study
+from trl_capo.study.schedule import RunFailed, report_done, study
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", required=True, metavar="FILE.yaml", help="the study's plan")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; one for each GPU")
+    parser.add_argument("--report_only", action="store_true", help="report on the runs that are done, and start none")
     parser.add_argument("--output_dir", help="the study's folder, in place of the file's")
     started = time.monotonic()
     try:
@@ -31,10 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.jobs < 1:
             raise ValueError(f"--jobs={arguments.jobs}: at least one run must be made at a time.")
         check_available()
-        if not torch.cuda.is_available():
-            cores = psutil.cpu_count(logical=False) or 1
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // arguments.jobs)))
-        folder = study(read_study(arguments.config, {"output_dir": arguments.output_dir}), arguments.jobs)
+        config = read_study(arguments.config, {"output_dir": arguments.output_dir})
+        folder = report_done(config) if arguments.report_only else study(config, arguments.jobs)
     except (ValueError, OSError, RunFailed) as error:
         print_error("trl-capo study", error)
         return 1 if isinstance(error, RunFailed) else 2

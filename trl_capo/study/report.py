@@ -40,6 +40,7 @@ def report(
 ) -> str:
     """The report as Markdown."""
     first = next(iter(cells.values()))
+    done, planned = sum(len(cell.seeds) for cell in cells.values()), len(config.grid_runs(chosen))
     run = {name for _, noise, method in cells for name in (noise, method)}
     lines = [
         f"# Study: {config.model_name_or_path} on {config.dataset_name}",
@@ -49,6 +50,7 @@ def report(
         f"Differences and multiples compare with {config.baseline} on the same pairs and seeds; * marks those whose "
         "interval leaves out equality.",
         "",
+        *([f"{done} of {planned} runs are done.", ""] if done < planned else []),
         *(f"- {name}: {_options({'method': name} | given)}" for name, given in config.methods.items() if name in run),
         "",
         *(f"- noise {name}: {_options(spec)}" for name, spec in config.noise.items() if name in run),

@@ -13,10 +13,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -66,12 +67,35 @@ def study(config: StudyConfig, jobs: int = 1) -> Path:
 def _study(config: StudyConfig, folder: Path, jobs: int) -> Path:
     for path in folder.glob("memory/*.part"):  # of a run that was killed
         path.unlink()
-    _run_all(config, [PREPARATION], 1, "Preparing")
+    _run_all(config, [PREPARATION], 1, "Preparing")  # with all cores
     tuning = config.tuning_runs()
     _run_all(config, tuning, jobs, "Choosing learning rates")
     chosen = choose_learning_rates(config, {run: _result(folder, run) for run in tuning})
     grid = config.grid_runs(chosen)
     _run_all(config, grid, jobs, "Running the grid")
+    write_report(config, chosen, {run: folder / "runs" / run.name for run in grid}, folder)
+    return folder
+
+
+def report_done(config: StudyConfig) -> Path:
+    """Report on the grid's runs that are done, and start none; returns the study's folder.
+
+    A method has no runs yet while those that choose its learning rate are not all done.
+
+    Raises:
+        ValueError, OSError: as `study`, and where no run of the grid is done.
+    """
+    folder = output_folder(config.output_dir)
+    config.output_dir = str(folder)
+    _check_folder(config, folder)
+    tuning = config.tuning_runs()
+    open_methods = {run.method for run in tuning if not _is_done(config, run)}
+    chosen = choose_learning_rates(
+        config, {run: _result(folder, run) for run in tuning if run.method not in open_methods}
+    )
+    grid = [run for run in config.grid_runs(chosen) if run.method not in open_methods and _is_done(config, run)]
+    if not grid:
+        raise ValueError(f"output_dir={config.output_dir!r}: no run of the grid is done there. Run the study first.")
     write_report(config, chosen, {run: folder / "runs" / run.name for run in grid}, folder)
     return folder
 
@@ -132,7 +156,11 @@ def _run_all(config: StudyConfig, runs: Iterable[Run], jobs: int, title: str) ->
     with reading as lifeline, ThreadPoolExecutor(jobs) as pool, bar, writing:
         waiting = iter(missing)
         started = zip(slots, waiting, strict=False)
-        running = {pool.submit(_launch, config, run, slot, lifeline): (run, slot) for slot, run in started}
+
+        def launch(run: Run, slot: int) -> Future:
+            return pool.submit(_launch, config, run, slot, jobs, lifeline)
+
+        running = {launch(run, slot): (run, slot) for slot, run in started}
         try:
             while running:
                 done, _ = wait(running, SECONDS_UNCHANGED, return_when=FIRST_COMPLETED)
@@ -143,7 +171,7 @@ def _run_all(config: StudyConfig, runs: Iterable[Run], jobs: int, title: str) ->
                     bar.done(run)
                     following = next(waiting, None)
                     if following is not None:
-                        running[pool.submit(_launch, config, following, slot, lifeline)] = (following, slot)
+                        running[launch(following, slot)] = (following, slot)
         except Exception:
             wait(running)  # what the others do is not lost
             raise
@@ -169,24 +197,32 @@ class _Bar(tqdm):
         return known | {"left": "?" if seconds is None else self.format_interval(seconds)}
 
 
-def _launch(config: StudyConfig, run: Run, slot: int, lifeline: IO[str]) -> None:
-    """Run one run in a process of its own, on the slot's GPU or share of the cores, until the lifeline's end."""
-    folder = Path(config.output_dir) / "runs" / run.name
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / SETTINGS
-    write_json(settings, config.settings(run))
+def _environment(slot: int, jobs: int) -> dict[str, str]:
+    """Of the process in a slot: it sees the slot's GPU, or has its share of the cores."""
     environment = dict(os.environ)
     gpus = torch.cuda.device_count()
     if gpus:
         visible = environment.get("CUDA_VISIBLE_DEVICES")  # those that the user leaves to this study
         names = visible.split(",") if visible else [str(index) for index in range(gpus)]
         environment["CUDA_VISIBLE_DEVICES"] = names[slot % gpus]
+    else:
+        cores = psutil.cpu_count(logical=False) or 1
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+    return environment
+
+
+def _launch(config: StudyConfig, run: Run, slot: int, jobs: int, lifeline: IO[str]) -> None:
+    """Run one run in a process of its own, in one of so many slots, until the lifeline's end."""
+    folder = Path(config.output_dir) / "runs" / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / SETTINGS
+    write_json(settings, config.settings(run))
     launch = ["accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
     launch += ["--dynamo_backend", "no", "--module", "trl_capo.study.run", str(settings), WITH_STUDY]
     with (folder / LOG).open("w", encoding="utf-8") as log:
         code = subprocess.run(
             [sys.executable, "-m", *launch],
-            env=environment,
+            env=_environment(slot, jobs),
             stdin=lifeline,
             stdout=log,
             stderr=subprocess.STDOUT,
