@@ -131,6 +131,7 @@ def test_a_report_shows_text_as_text(ranking):
     assert "\x07" not in text
     assert "# Audit of r\\_un\n" in text
     assert "1 pair of the data never seen" in text
+    assert "\n      trl-capo clean --x `y`\\n\n" in text
     blocks = [line for line in text.split("\n") if line.startswith("<blockquote>")]
     assert len(blocks) == 3 * 20
     assert all(line.endswith("</blockquote>") for line in blocks)  # so that Markdown means nothing within
