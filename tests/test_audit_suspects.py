@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from trl_capo.audit.plots import plot_audit
 from trl_capo.audit.report import report
 from trl_capo.audit.suspects import SCHEMA, Ranking, cell, write_suspects
 from trl_capo.audit.texts import flatten
+from trl_capo.verdicts import read_suspects
 
 ODD = ["=1+1", 'a,b\n"c"', "مرحبا بك", "日本\u2028語", "\x07bell\x00", "<script>alert(1)</script>", "| a | *b* | `c`"]
 
@@ -79,6 +81,18 @@ def test_three_files_say_the_same(ranking, tmp_path):
         assert line["prompt"] == ODD[line["pair"] % 7]
 
 
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_each_file_is_known_again_as_one_of_its_data(ranking, tmp_path, ending):
+    """Also the CSV, in which formulas are quoted and control characters escaped, in texts and in ids."""
+    data = ranking.data.map(lambda row: {"id": f"-{row['id']}", "chosen": f"{row['chosen']}\r\n\t- x"})
+    ranking = replace(ranking, data=data)
+    worst = write_suspects(ranking, 10, tmp_path)
+    found = read_suspects(str(tmp_path / f"suspects.{ending}"), data)
+    assert list(found)[:10] == [row["pair"] for row in worst]
+    with pytest.raises(ValueError, match="another id or chosen answer than the data"):
+        read_suspects(str(tmp_path / f"suspects.{ending}"), data.select([*range(1, 90), 0]))
+
+
 @pytest.mark.parametrize("start", "=+-@＝＋－＠")
 @pytest.mark.parametrize("before", ["", " ", "\n", "\u3000"])
 def test_no_cell_is_a_formula(before, start):
@@ -111,18 +125,31 @@ def test_reasons_of_pairs_worked_by_hand(tmp_path):
     assert {found["pair"]: found["prompt"] for found in ranking.rows()} == dict.fromkeys(range(4))
 
 
+def test_the_trainings_rate_is_not_that_of_another_group_of_the_same_name(ranking):
+    """'de' is all pairs of 'de' and some of 'sw', which then is the rest of it."""
+    names = ranking.pairs.group_names()
+    names[np.flatnonzero(names == "sw")[:5]] = "de"
+    found = judge(ranking.pairs, names=names)
+    rates = dict(zip(found.groups.tolist(), found.training_rates.tolist(), strict=True))
+    assert np.isnan(rates["de"])
+    assert {name: rates[name] for name in ("sw", "日本")} == {
+        name: ranking.pairs.training_rates[name] for name in ("sw", "日本")
+    }
+
+
 def test_messages_become_lines():
     parts = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
     call = [{"name": "f"}]
     assert flatten([{"role": "user", "content": "hi"}, {"role": "user", "content": parts}]) == (
-        "user: hi\nuser: [image] what is it?"
+        "user:\nhi\nuser:\n[image] what is it?"
     )
-    assert flatten([{"role": "assistant", "content": None, "tool_calls": call}]) == 'assistant: [{"name": "f"}]'
+    assert flatten([{"role": "assistant", "content": None, "tool_calls": call}]) == 'assistant:\n[{"name": "f"}]'
     assert (flatten("text"), flatten(None)) == ("text", None)
 
 
 def test_a_report_shows_text_as_text(ranking):
     options = {"title": "r_un", "used": {}, "group_name": "language", "top": 10, "plots": {}, "remarks": []}
+    options["commands"] = ["trl-capo clean --x `y`\n"]
     text = report(ranking, None, **options)
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
