@@ -164,6 +164,24 @@ def test_a_report_shows_text_as_text(ranking):
     assert all(line.endswith("</blockquote>") for line in blocks)  # so that Markdown means nothing within
 
 
+def test_a_report_says_where_its_rates_come_from(ranking):
+    """Three passes, judged by all or by the first, with the training's rates and with groups that it did not know."""
+    options = {"title": "run", "used": {}, "group_name": "group", "top": 1, "plots": {}, "remarks": [], "commands": []}
+    others = np.array(["x"] * 89, dtype=object)
+    for evidence, names, said in (
+        ("mean_margin", None, "the mean of two estimates"),
+        ("first_margin", None, "the training's own estimate. Of margins at first sight the mixture finds too much"),
+        (
+            "mean_margin",
+            others,
+            "alone, since the training estimated none for these groups.\n- Pairs on",
+        ),
+        ("first_margin", others, "Of margins at first sight a mixture finds far too much"),
+    ):
+        judged = replace(ranking, judgement=judge(ranking.pairs, evidence, names))
+        assert said in report(judged, None, **options)
+
+
 def test_plots_are_drawn_for_many_groups_and_names_that_no_font_has(tmp_path):
     names = ("$x$", "\ue000private", "العربية")
     ranking, wrong = make_ranking(tmp_path / "log", names=names)

@@ -126,7 +126,7 @@ class Log:
                 with pq.ParquetFile(shard) as file:
                     yield from file.iter_batches(rows, columns=columns)
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{str(shard)!r} is damaged ({error}).") from error
+                raise ValueError(f"{str(shard)!r} is damaged ({str(error).strip()}).") from error
 
 
 def read_log(folder: Path) -> Log:

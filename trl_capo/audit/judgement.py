@@ -26,6 +26,7 @@ class Judgement:
         rates: (G,) noise rates.
         intervals: (G, 2) their 95 % intervals.
         mixture_rates, training_rates: (G,) the two estimates that the rates come from; nan where there is none.
+        at_first_sight: whether the margins are those of a single pass.
     """
 
     groups: np.ndarray
@@ -35,6 +36,7 @@ class Judgement:
     intervals: np.ndarray
     mixture_rates: np.ndarray
     training_rates: np.ndarray
+    at_first_sight: bool
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -66,7 +68,7 @@ def judge(pairs: Dynamics, evidence: str = "mean_margin", names: np.ndarray | No
     one_pass = evidence == "first_margin" or pairs.passes == 1
     rates, intervals = combine(mixed, error, trained, one_pass)
     odds = log_odds(margins, place, np.clip(rates, 1e-4, 1.0 - 1e-4))
-    return Judgement(groups, place, odds, rates, intervals, mixed, trained)
+    return Judgement(groups, place, odds, rates, intervals, mixed, trained, one_pass)
 
 
 def combine(

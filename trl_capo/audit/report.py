@@ -122,10 +122,10 @@ def _rate_notes(ranking: Ranking) -> list[str]:
     ]
     if np.isnan(ranking.judgement.training_rates).all():
         lines = ["Noise rate: of the mixture alone, since the training estimated none for these groups."]
-        if ranking.pairs.passes == 1:
-            lines.append("After one pass a mixture finds far too much noise: take the order, and not the scores.")
-    elif ranking.pairs.passes == 1:
-        lines = ["Noise rate: the training's own estimate. After one pass the mixture finds too much."]
+        if ranking.judgement.at_first_sight:
+            lines.append("Of margins at first sight a mixture finds far too much: take the order, and not the scores.")
+    elif ranking.judgement.at_first_sight:
+        lines = ["Noise rate: the training's own estimate. Of margins at first sight the mixture finds too much."]
     lines.append("Pairs on which the model itself is surely wrong look like wrong labels: read before you flip.")
     return lines
 
