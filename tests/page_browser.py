@@ -29,6 +29,7 @@ def chromium():
 def open_page(chromium, tmp_path):
     """Opens a page, or one of suspects; at the end nothing may have been fetched, been complained of or asked."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(120_000)  # ms: beside other work a browser can be slow
     troubles = []
 
     def open_page(suspects, **changes):
