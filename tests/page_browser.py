@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import page_data
 import pytest
 from page_data import FINGERPRINT
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="session")
@@ -14,25 +17,23 @@ def chromium():
         from playwright.sync_api import sync_playwright
     except ImportError:
         pytest.skip("Playwright is not installed: `make test-browser` brings it and a browser")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip("no Chromium or Chrome on the PATH: `make test-browser` brings one")
-    with (
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=found, args=["--no-sandbox"]) as it,
-    ):
-        yield it
+    with sync_playwright() as playwright:
+        found = next(filter(None, map(shutil.which, (*NAMES, playwright.chromium.executable_path))), None)
+        if found is None:
+            pytest.skip("no Chromium or Chrome on the PATH: `make test-browser` brings one")
+        with playwright.chromium.launch(executable_path=found, args=["--no-sandbox"]) as it:
+            yield it
 
 
 @pytest.fixture
 def open_page(chromium, tmp_path):
-    """Opens a page of suspects; at the end nothing may have been fetched, been complained of or asked the user."""
+    """Opens a page, or one of suspects; at the end nothing may have been fetched, been complained of or asked."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(120_000)  # ms: beside other work a browser can be slow
     troubles = []
 
     def open_page(suspects, **changes):
-        path = page_data.write(tmp_path, suspects, **changes)
+        path = suspects if isinstance(suspects, Path) else page_data.write(tmp_path, suspects, **changes)
         page = context.new_page()
         page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
         page.on("console", lambda message: troubles.append(message.text))

@@ -58,6 +58,7 @@ def test_an_audit_of_a_training_finds_its_data_with_their_noise(run, tmp_path, c
     report = (tmp_path / "audit" / "report.md").read_text(encoding="utf-8")
     assert f"It is known which labels are wrong ({sum(noisy['is_noisy'])} of 24)" in report
     assert "AUROC" in output
+    assert output.split()[0] == "language"
     page = (tmp_path / "audit" / "suspects.html").read_text(encoding="utf-8")
     assert fingerprint(noisy) in page
     assert all(group in output for group in ("de", "sw", "日本", "all pairs"))
@@ -101,6 +102,27 @@ def test_without_a_data_set_pairs_are_ranked_without_texts(tmp_path, call):
     assert [line["pair"] for line in found] == list(range(1, 9))
     assert {line["prompt"] for line in found} == {None}
     assert not (tmp_path / "audit" / "data_map.png").exists()  # one pass: nothing varies
+
+
+def test_logs_beside_each_other_have_audits_of_their_own(tmp_path):
+    for name in ("first", "second"):
+        make_log(tmp_path / "logs" / name, [row(pair, 0, pair - 3.0) for pair in range(8)], 8)
+        assert audit(tmp_path / "logs" / name).folder == tmp_path / "logs" / f"{name}-audit"
+    assert "# Audit of first\n" in (tmp_path / "logs" / "first-audit" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_log_that_begins_late_is_said_to(tmp_path):
+    make_log(tmp_path / "pair_log", [row(pair, 1, pair - 3.0, step=6) for pair in range(8)], 8)
+    audit(tmp_path)
+    assert "The log begins with step 6." in (tmp_path / "audit" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_column_is_noisy_that_says_neither_true_nor_false_is_no_truth(tmp_path):
+    data = make_pairs(8)
+    make_log(tmp_path / "pair_log", [row(pair, 0, pair - 3.0) for pair in range(8)], 8, fingerprint=fingerprint(data))
+    for values in (["no"] * 8, [None, True] * 4, [[True]] * 8):
+        assert audit(tmp_path, data.add_column("is_noisy", values)).wrong is None
+    assert audit(tmp_path, data.add_column("is_noisy", [False, True] * 4)).wrong.tolist() == [False, True] * 4
 
 
 def without_steps(folder) -> None:

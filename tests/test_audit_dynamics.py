@@ -92,6 +92,17 @@ def test_a_fixed_rate_is_no_estimate(tmp_path):
     assert read_dynamics(make_log(tmp_path, [row(0, 0, 1), row(1, 0, 2)], 2)).training_rates == {}
 
 
+def test_where_every_label_was_believed_the_confidence_is_the_models(tmp_path):
+    """sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4; as in the log if it has another noise rate."""
+    margins = {0: math.log(3), 1: -math.log(3)}
+    rows = [row(0, epoch, margin, confidence=1.0, noise_rate=0.0) for epoch, margin in margins.items()]
+    believed = read_dynamics(make_log(tmp_path / "0", rows, 1))
+    assert [believed.first_confidence, believed.final_confidence] == pytest.approx([0.75, 0.25])
+    assert [believed.mean_confidence, believed.variability] == pytest.approx([0.5, 0.25])
+    doubted = read_dynamics(make_log(tmp_path / "1", [line | {"noise_rate": 0.1} for line in rows], 1))
+    assert [doubted.first_confidence, doubted.variability] == [1.0, 0.0]
+
+
 def test_a_pair_beyond_the_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not among its data's 3"):
         read_dynamics(make_log(tmp_path, [row(3, 0, 1)], 3))

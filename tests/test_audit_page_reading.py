@@ -4,6 +4,8 @@ import pytest
 from page_browser import export, lines, press, text
 from page_data import HOSTILE, suspect
 
+from trl_capo.audit.texts import flatten
+
 
 def test_hostile_texts_are_shown_as_text(open_page):
     rows = [
@@ -67,6 +69,29 @@ def test_words_of_one_answer_alone_are_marked(open_page, chosen, rejected, marke
     assert marks() == [[], []]
 
 
+def test_a_message_has_its_own_direction(open_page):
+    """The name of a role is Latin, and begins no line of an Arabic message: that ends at the right edge."""
+    said = flatten([{"role": "assistant", "content": "- نعم!"}])
+    page = open_page([suspect(0, chosen=said, rejected=said)])
+    gap = page.evaluate(
+        """() => {
+            const box = document.getElementById("chosen"), [text] = box.childNodes, range = document.createRange();
+            range.setStart(text, text.data.indexOf("-"));
+            range.setEnd(text, text.length);
+            return box.getBoundingClientRect().right - range.getBoundingClientRect().right;
+        }"""
+    )
+    assert 0 < gap < 30
+
+
+def test_the_one_other_word_of_a_book_is_marked(open_page):
+    """More words than a call can have arguments."""
+    book = "word " * 150_000
+    page = open_page([suspect(0, chosen=f"{book}yes", rejected=f"{book}no")])
+    assert page.locator("#chosen mark").all_text_contents() == ["yes"]
+    assert text(page, "rejected") == f"{book}no"
+
+
 def test_filters_by_text_and_group(open_page):
     """Any case, composed or not; decisions move within what passes."""
     rows = [suspect(i, "ab"[i % 2], chosen="CAFE\u0301" if i < 4 else "tea") for i in range(6)]
@@ -113,6 +138,19 @@ def test_nothing_is_cut_off_and_answers_stand_side_by_side_where_there_is_room(o
     assert (rejected["x"] >= chosen["x"] + chosen["width"]) != stacked
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.locator("[data-decision=drop]").bounding_box()["y"] < 800
+
+
+def test_pairs_without_texts_can_be_decided_on(open_page):
+    """As of a log that does not name its data."""
+    page = open_page([suspect(i, prompt=None, chosen=None, rejected=None) for i in range(3)])
+    assert text(page, "name").startswith("#1 · pair 0")
+    assert not page.is_visible("#chosen")
+    page.fill("#search", "null")
+    page.get_by_text("No pair passes the filter.").wait_for()
+    page.fill("#search", "")
+    page.locator("#row-2").wait_for()
+    press(page, "Escape", "f", "m", "d")
+    assert export(page) == lines(_0="flip", _10="drop")
 
 
 def test_a_page_without_suspects_says_so(open_page):

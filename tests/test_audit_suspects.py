@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from trl_capo.audit.plots import plot_audit
 from trl_capo.audit.report import report
 from trl_capo.audit.suspects import SCHEMA, Ranking, cell, write_suspects
 from trl_capo.audit.texts import flatten
+from trl_capo.verdicts import read_suspects
 
 ODD = ["=1+1", 'a,b\n"c"', "مرحبا بك", "日本\u2028語", "\x07bell\x00", "<script>alert(1)</script>", "| a | *b* | `c`"]
 
@@ -79,6 +81,18 @@ def test_three_files_say_the_same(ranking, tmp_path):
         assert line["prompt"] == ODD[line["pair"] % 7]
 
 
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_each_file_is_known_again_as_one_of_its_data(ranking, tmp_path, ending):
+    """Also the CSV, in which formulas are quoted and control characters escaped, in texts and in ids."""
+    data = ranking.data.map(lambda row: {"id": f"-{row['id']}", "chosen": f"{row['chosen']}\r\n\t- x"})
+    ranking = replace(ranking, data=data)
+    worst = write_suspects(ranking, 10, tmp_path)
+    found = read_suspects(str(tmp_path / f"suspects.{ending}"), data)
+    assert list(found)[:10] == [row["pair"] for row in worst]
+    with pytest.raises(ValueError, match="another id or chosen answer than the data"):
+        read_suspects(str(tmp_path / f"suspects.{ending}"), data.select([*range(1, 90), 0]))
+
+
 @pytest.mark.parametrize("start", "=+-@＝＋－＠")
 @pytest.mark.parametrize("before", ["", " ", "\n", "\u3000"])
 def test_no_cell_is_a_formula(before, start):
@@ -111,18 +125,31 @@ def test_reasons_of_pairs_worked_by_hand(tmp_path):
     assert {found["pair"]: found["prompt"] for found in ranking.rows()} == dict.fromkeys(range(4))
 
 
+def test_the_trainings_rate_is_not_that_of_another_group_of_the_same_name(ranking):
+    """'de' is all pairs of 'de' and some of 'sw', which then is the rest of it."""
+    names = ranking.pairs.group_names()
+    names[np.flatnonzero(names == "sw")[:5]] = "de"
+    found = judge(ranking.pairs, names=names)
+    rates = dict(zip(found.groups.tolist(), found.training_rates.tolist(), strict=True))
+    assert np.isnan(rates["de"])
+    assert {name: rates[name] for name in ("sw", "日本")} == {
+        name: ranking.pairs.training_rates[name] for name in ("sw", "日本")
+    }
+
+
 def test_messages_become_lines():
     parts = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
     call = [{"name": "f"}]
     assert flatten([{"role": "user", "content": "hi"}, {"role": "user", "content": parts}]) == (
-        "user: hi\nuser: [image] what is it?"
+        "user:\nhi\nuser:\n[image] what is it?"
     )
-    assert flatten([{"role": "assistant", "content": None, "tool_calls": call}]) == 'assistant: [{"name": "f"}]'
+    assert flatten([{"role": "assistant", "content": None, "tool_calls": call}]) == 'assistant:\n[{"name": "f"}]'
     assert (flatten("text"), flatten(None)) == ("text", None)
 
 
 def test_a_report_shows_text_as_text(ranking):
     options = {"title": "r_un", "used": {}, "group_name": "language", "top": 10, "plots": {}, "remarks": []}
+    options["commands"] = ["trl-capo clean --x `y`\n"]
     text = report(ranking, None, **options)
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
@@ -131,9 +158,28 @@ def test_a_report_shows_text_as_text(ranking):
     assert "\x07" not in text
     assert "# Audit of r\\_un\n" in text
     assert "1 pair of the data never seen" in text
+    assert "\n      trl-capo clean --x `y`\\n\n" in text
     blocks = [line for line in text.split("\n") if line.startswith("<blockquote>")]
     assert len(blocks) == 3 * 20
     assert all(line.endswith("</blockquote>") for line in blocks)  # so that Markdown means nothing within
+
+
+def test_a_report_says_where_its_rates_come_from(ranking):
+    """Three passes, judged by all or by the first, with the training's rates and with groups that it did not know."""
+    options = {"title": "run", "used": {}, "group_name": "group", "top": 1, "plots": {}, "remarks": [], "commands": []}
+    others = np.array(["x"] * 89, dtype=object)
+    for evidence, names, said in (
+        ("mean_margin", None, "the mean of two estimates"),
+        ("first_margin", None, "the training's own estimate. Of margins at first sight the mixture finds too much"),
+        (
+            "mean_margin",
+            others,
+            "alone, since the training estimated none for these groups.\n- Pairs on",
+        ),
+        ("first_margin", others, "Of margins at first sight a mixture finds far too much"),
+    ):
+        judged = replace(ranking, judgement=judge(ranking.pairs, evidence, names))
+        assert said in report(judged, None, **options)
 
 
 def test_plots_are_drawn_for_many_groups_and_names_that_no_font_has(tmp_path):

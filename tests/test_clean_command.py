@@ -90,6 +90,19 @@ def test_rules_and_weights_give_data_that_train(place, clean, model_dir, make_ar
     assert logged(trainer, "capo/weight") == [pytest.approx(0.75)]
 
 
+def test_pairs_without_a_score_are_counted(place, clean):
+    """The audit's CSV and JSONL have its worst pairs alone: what is not there is no pair that is sure to be right."""
+    rows = Dataset.from_parquet(str(place / "suspects.parquet")).select([1, 4, 6])
+    rows.to_json(place / "worst.jsonl")
+    code, output, errors = clean(suspects=place / "worst.jsonl", drop_above=0.9, weight=True)
+    assert code == 0
+    assert f"5 of 8 pairs have no score in {place}/worst.jsonl: no rule changed them, and their weight is 1." in output
+    assert "Flipping" not in errors  # nothing is flipped
+    code, output, _ = clean(suspects=place / "suspects.parquet", drop_above=0.9, output_dir=place / "all")
+    assert code == 0
+    assert "have no score" not in output
+
+
 def test_one_split_is_cleaned_and_the_others_are_copied(place, clean):
     splits = DatasetDict(train=make_pairs(3), extra=make_pairs(8).with_format("numpy"))
     splits.save_to_disk(place / "splits")

@@ -130,6 +130,16 @@ def test_a_log_without_sound_information_is_refused(folder, content, said):
         read_log(folder)
 
 
+def test_a_shard_that_is_spoilt_within_is_named_as_it_is_read(folder):
+    """Its end, which says what is in it, is sound."""
+    shard = folder / "steps-00000004-00000006.parquet"
+    content = bytearray(shard.read_bytes())
+    content[4:100] = bytes(96)
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{shard.name}' is damaged"):
+        read(folder)
+
+
 def test_what_is_no_log_or_has_no_rows_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"is not a pair log: it has no log.json"):
         read_log(tmp_path)

@@ -134,6 +134,8 @@ def test_a_log_that_cannot_be_is_refused_before_a_model_is_loaded(pairs, make_ar
     with pytest.raises(ValueError, match=r"pair_log='.*mine': the folder holds something else \(thesis.part\)"):
         CAPOTrainer("no/model", args=make_args(pair_log=str(folder)), train_dataset=pairs)
     assert (folder / "thesis.part").read_text() == "precious"
+    with pytest.raises(ValueError, match="is output_dir, where other files go"):
+        CAPOTrainer("no/model", args=make_args(pair_log=f"{tmp_path}/output/"), train_dataset=pairs)
     with pytest.raises(ValueError, match="pair_log=True: the rows of a stream have no numbers to log"):
         CAPOTrainer("no/model", args=make_args(pair_log=True), train_dataset=pairs.to_iterable_dataset())
 

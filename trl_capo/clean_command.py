@@ -83,11 +83,12 @@ class CleanArguments:
 
 @dataclass(frozen=True)
 class Result:
-    """What was cleaned, and the numbers of pairs of every group, by what was done with them."""
+    """What was cleaned, the numbers of pairs of every group, by what was done with them, and of pairs with a score."""
 
     cleaned: Cleaned
     group_column: str | None
     counts: dict[str, Counter]
+    scored: int
 
 
 def clean_data_set(args: CleanArguments) -> Result:
@@ -103,12 +104,9 @@ def clean_data_set(args: CleanArguments) -> Result:
     dataset = select_split(splits, args.dataset_split, "dataset_split")
     check_preference_data(**{args.dataset_split: dataset})
     column, labels = find_groups(dataset, args.group_column, args.dataset_split)
-    cleaned = clean(
-        dataset,
-        decisions=None if args.decisions is None else read_decisions(args.decisions, dataset),
-        suspects=None if args.suspects is None else read_suspects(args.suspects, dataset),
-        rules=args.rules(),
-    )
+    decisions = None if args.decisions is None else read_decisions(args.decisions, dataset)
+    suspects = None if args.suspects is None else read_suspects(args.suspects, dataset)
+    cleaned = clean(dataset, decisions=decisions, suspects=suspects, rules=args.rules())
     counts: dict[str, Counter] = {label: Counter() for label in sorted(set(labels or []))}
     for label, what in zip(labels or [], cleaned.done, strict=bool(labels)):
         counts[label][what] += 1
@@ -123,7 +121,7 @@ def clean_data_set(args: CleanArguments) -> Result:
         "changes.jsonl": "".join(json.dumps(change, ensure_ascii=False) + "\n" for change in cleaned.changes),
     }
     write_data_set(DatasetDict({**splits, args.dataset_split: cleaned.dataset}), files, output)
-    return Result(cleaned, column, counts)
+    return Result(cleaned, column, counts, len(suspects or {}))
 
 
 def _numbers(count: Counter) -> dict[str, int]:
@@ -157,6 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.weight:
         weights = result.cleaned.dataset[WEIGHT][:]
         print(f"Mean weight of the {len(weights):,} pairs that are left: {sum(weights) / len(weights):.3f}.")
+    total = len(result.cleaned.done)
+    if result.scored < total and (args.weight or args.drop_above is not None or args.flip_above is not None):
+        weight = ", and their weight is 1" if args.weight else ""
+        print(
+            f"{total - result.scored:,} of {total:,} pairs have no score in {plain(args.suspects)}: no rule changed "
+            f"them{weight}. The audit's suspects.parquet has the score of every pair that was trained on."
+        )
     print(plain(f"Data set written to {args.output_dir}."))
     return 0
 

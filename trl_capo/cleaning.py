@@ -108,7 +108,9 @@ def clean(
     kept = np.flatnonzero(np.array(done) != "drop")
     if not len(kept):
         raise ValueError("every pair would be dropped, and none is left. Drop fewer.")
-    cleaned, _ = swap_answers(dataset.with_format(None), np.flatnonzero(np.array(done) == "flip"), "Flipping")
+    cleaned, flipped = dataset.with_format(None), np.flatnonzero(np.array(done) == "flip")
+    if len(flipped):
+        cleaned, _ = swap_answers(cleaned, flipped, "Flipping")
     if rules.weight:
         weights = [_weight(row, what, decisions, suspects) for row, what in enumerate(done)]
         if not any(weights[row] for row in kept):

@@ -117,7 +117,13 @@ def pair_log_folder(args: CAPOConfig) -> Path | None:
     """
     if not args.pair_log:
         return None
-    return output_folder(Path(args.output_dir, "pair_log") if args.pair_log is True else args.pair_log, "pair_log")
+    folder = output_folder(Path(args.output_dir, "pair_log") if args.pair_log is True else args.pair_log, "pair_log")
+    if folder.absolute() == Path(args.output_dir).expanduser().absolute():
+        raise ValueError(
+            f"pair_log={args.pair_log!r} is output_dir, where other files go. Give another folder, or true for the "
+            "folder 'pair_log' in it."
+        )
+    return folder
 
 
 def sigmoid_weight(args: DPOConfig) -> float:

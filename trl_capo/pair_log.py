@@ -110,11 +110,23 @@ class Log:
     info: LogInfo
     shards: list[Path]
 
+    @property
+    def first_step(self) -> int:
+        """Of what is logged: later than 1 where logging began with a training that went on from a checkpoint."""
+        return _steps(self.shards[0])[0]
+
     def batches(self, columns: Sequence[str] | None = None, rows: int = 65536) -> Iterator[pa.RecordBatch]:
-        """The rows in the order of their steps, at most so many at a time."""
+        """The rows in the order of their steps, at most so many at a time.
+
+        Raises:
+            ValueError: a shard is damaged within, which opening it does not show.
+        """
         for shard in self.shards:
-            with pq.ParquetFile(shard) as file:
-                yield from file.iter_batches(rows, columns=columns)
+            try:
+                with pq.ParquetFile(shard) as file:
+                    yield from file.iter_batches(rows, columns=columns)
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{str(shard)!r} is damaged ({str(error).strip()}).") from error
 
 
 def read_log(folder: Path) -> Log:

@@ -1,6 +1,7 @@
 """The tables and remarks of an evaluation, as text: what the terminal and report.md show of its figures."""
 
 import itertools
+import unicodedata
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any, NamedTuple
@@ -8,6 +9,8 @@ from typing import Any, NamedTuple
 from trl_capo.fonts import one_line
 from trl_capo.plots import MEASURES
 from trl_capo.statistics import ALL_PAIRS, MACRO, WORST
+
+_FORMULA = "=+-@＝＋－＠"
 
 
 class Table(NamedTuple):
@@ -136,3 +139,15 @@ def notes(figures: dict[str, Any]) -> list[str]:
         letters = _letters(len(figures["models"]))
         lines += [f"{letter}: {one_line(name)}" for letter, name in zip(letters, figures["models"], strict=True)]
     return lines
+
+
+def cell(value: Any) -> Any:
+    """A value as a spreadsheet takes it for what it is: text never as a formula, control characters as escapes."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = "; ".join(value)
+    if not isinstance(value, str):
+        return value
+    text = "".join(
+        repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" and letter != "\n" else letter for letter in value
+    )
+    return f"'{text}" if text.lstrip().startswith(tuple(_FORMULA)) else text

@@ -19,6 +19,7 @@ from trl_capo.data_files import line_problem
 from trl_capo.pair_log import fingerprint
 from trl_capo.paths import find_path
 from trl_capo.plain import first_few
+from trl_capo.tables import cell
 
 DECISIONS = ("keep", "flip", "drop")
 _MOST_PROBLEMS = 8
@@ -125,10 +126,15 @@ def _suspect_fault(entry: Mapping[str, Any], rows: int, before: Mapping[int, Sus
 
 def _differ(entry: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     """Whether a suspect is another pair than the row, as far as its id and its chosen text tell; spaces may differ."""
-    same_id = entry.get("id") is None or row.get("id") is None or str(entry["id"]) == str(row["id"])
+    same_id = entry.get("id") is None or row.get("id") is None or _same(str(entry["id"]), str(row["id"]))
     texts = [entry.get("chosen"), row["chosen"]]
     compared = all(isinstance(text, str) for text in texts)  # messages are written in a form of their own
-    return not same_id or (compared and texts[0].split() != texts[1].split())
+    return not same_id or (compared and not _same(*texts))
+
+
+def _same(told: str, text: str) -> bool:
+    """Whether a file tells the text, as it is or as a CSV has it."""
+    return told.split() in (text.split(), cell(text).split())
 
 
 def _refuse(option: str, name: str, problems: list[str]) -> None:

@@ -15,9 +15,8 @@ from trl_capo.audit.judgement import EVIDENCE, judge
 from trl_capo.audit.page import write_page
 from trl_capo.audit.plots import plot_audit
 from trl_capo.audit.report import rate_table, report
-from trl_capo.audit.source import check_data, find_data, find_log, find_names
+from trl_capo.audit.source import FOLDER, check_data, cleaning_commands, find_data, find_log, find_names, find_truth
 from trl_capo.audit.suspects import Ranking, write_suspects
-from trl_capo.noise_checks import IS_NOISY
 from trl_capo.pair_log import Log
 from trl_capo.paths import output_folder
 
@@ -32,7 +31,7 @@ class Audit:
     Parameters:
         ranking: the pairs, worst first; `ranking.rows()` gives them as in suspects.jsonl.
         rates: what the report's table of noise rates says: headings, a row for every group, one for all pairs.
-        wrong: (N,) which of the ranked pairs have a wrong label, where the data say so (`is_noisy`).
+        wrong: (N,) which of the ranked pairs have a wrong label, where the data say so (`is_noisy`, true or false).
         folder: where the files are.
     """
 
@@ -63,7 +62,7 @@ def audit(
         evidence: "mean_margin" judges by the margins of all passes, "first_margin" by the first alone, for trainings
             that memorise wrong labels.
         top: how many suspects the CSV, JSONL and HTML files have.
-        output_dir: where the files go; by default `audit` beside the log.
+        output_dir: where the files go; by default `audit` beside the log `pair_log`, `X-audit` beside one called X.
 
     Raises:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
@@ -73,21 +72,25 @@ def audit(
     if evidence not in EVIDENCE:
         raise ValueError(f"score={evidence!r}: there is no such score. Choose one of {', '.join(EVIDENCE)}.")
     log = find_log(run)
-    folder = log.folder.absolute().parent / "audit" if output_dir is None else output_dir
-    folder = _check_output(output_folder(folder))
+    place = log.folder.absolute()
+    title = place.parent.name if place.name == FOLDER else place.name
+    beside = place.with_name("audit" if place.name == FOLDER else f"{place.name}-audit")
+    folder = _check_output(output_folder(beside if output_dir is None else output_dir))
     if isinstance(dataset, Dataset):
         check_data(log, data := dataset)
+        put_noise = bool((log.info.source or {}).get("inject_noise"))
     else:
-        data = find_data(log, dataset, dataset_config, dataset_train_split)
+        data, put_noise = find_data(log, dataset, dataset_config, dataset_train_split)
     pairs = read_dynamics(log)
-    group_name, names = find_names(data, group_column, pairs.pair)
-    if group_column == "auto":
-        group_name = (log.info.source or {}).get("group_column") or group_name
-        group_name = "group" if group_name == "auto" else group_name
+    group_name, names = find_names(log, data, group_column, pairs.pair)
     ranking = Ranking(pairs, judge(pairs, evidence, names), data)
-    wrong = np.array(data[IS_NOISY][:], bool)[pairs.pair] if data and IS_NOISY in data.column_names else None
+    wrong = find_truth(data, pairs.pair)
     used = {"log": str(log.folder), "data": _name(log, dataset), "judged by": evidence}
-    _write(ranking, wrong, log, {"group_name": group_name, "top": top, "used": used, "title": _title(log)}, folder)
+    given = {"dataset_config": dataset_config, "dataset_split": dataset_train_split}
+    given |= {} if isinstance(dataset, Dataset) else {"dataset_name": dataset}
+    commands = cleaning_commands(log, given, put_noise, folder / "suspects.parquet")
+    told = {"group_name": group_name, "top": top, "used": used, "title": title, "commands": commands}
+    _write(ranking, wrong, log, told, folder)
     return Audit(ranking, rate_table(ranking, wrong, group_name), wrong, folder)
 
 
@@ -102,10 +105,6 @@ def _check_output(folder: Path) -> Path:
             "Give another output_dir."
         )
     return folder
-
-
-def _title(log: Log) -> str:
-    return log.folder.absolute().parent.name
 
 
 def _name(log: Log, dataset: Dataset | str | None) -> str:
@@ -136,6 +135,11 @@ def _write(ranking: Ranking, wrong: np.ndarray | None, log: Log, told: Mapping[s
             counts=counts or None,
         )
         plots, remarks = plot_audit(ranking, true, made)
+        if log.first_step > 1:
+            remarks.append(
+                f"The log begins with step {log.first_step:,}. What it says of first sight, before the model had "
+                "learned from a pair, is that only of pairs that were not trained on in earlier steps."
+            )
         text = report(ranking, wrong, **told, plots=plots, remarks=remarks)
         (made / "report.md").write_text(text, encoding="utf-8")
         for name in FILES:

@@ -34,7 +34,7 @@ def make_parser() -> Parser:
         help=f"margins to judge by: {', '.join(EVIDENCE)} (for trainings that memorise labels, such as DPO)",
     )
     parser.add_argument("--top", type=int, default=200, help="suspects in the CSV, JSONL and HTML files")
-    parser.add_argument("--output_dir", help="default: `audit` beside the log")
+    parser.add_argument("--output_dir", help="default: `audit` beside a log `pair_log`, else `NAME-audit`")
     return parser
 
 

@@ -24,8 +24,10 @@ function different(one, other) {
     const parts = [];
     list.forEach((word, index) => {
       const plain = index < start || index >= list.length - end || common[side].has(index);
-      if (plain || !parts.at(-1)?.mark) parts.push(plain ? word : { mark: word });
-      else parts.at(-1).mark += word;
+      const last = parts.at(-1); // neighbours of a kind are one part: a page cannot take a hundred thousand at once
+      if (plain) typeof last === "string" ? parts.push(parts.pop() + word) : parts.push(word);
+      else if (last?.mark) last.mark += word;
+      else parts.push({ mark: word });
     });
     return parts.flatMap((part) => part.mark ? [{ mark: part.mark.trimEnd() }, part.mark.slice(part.mark.trimEnd().length)] : part);
   });

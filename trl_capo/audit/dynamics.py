@@ -19,7 +19,8 @@ class Dynamics:
     """One entry for each of the N pairs that were trained on, by pair number.
 
     Rewards are relative rewards, in units of reward; confidences are in [0, 1]. A pass is one occurrence of a pair:
-    the first one in an epoch.
+    the first one in an epoch. With the noise rate 0 (DPO) a training believes every label, and its confidence, always
+    1, tells nothing: there it is the probability that the model itself gives to the label, sigmoid(rho).
 
     Parameters:
         total: pairs of the data, seen or not.
@@ -79,9 +80,12 @@ def read_dynamics(log: Log) -> Dynamics:
     kept |= {name: np.zeros(total, np.int32) for name in ("epochs", "disagreements", "forgetting")}
     kept |= {"last_epoch": np.full(total, -1, np.int16), "group": np.full(total, -1, np.int32)}
     labels: dict[str, int] = {}
-    rates, spread = {}, set()
+    rates, spread, believes_all = {}, set(), None
     for batch in log.batches(COLUMNS):
         rows = _columns(batch, labels)
+        believes_all = not rows["noise_rate"].any() if believes_all is None else believes_all
+        if believes_all:
+            rows["confidence"] = 1.0 / (1.0 + np.exp(-np.clip(rows["relative_reward"].astype(float), -700.0, 700.0)))
         if len(rows["pair"]) and not (rows["pair"].min() >= 0 and rows["pair"].max() < total):
             raise ValueError(f"{str(log.folder)!r}: the log has a pair that is not among its data's {total:,}.")
         _first_rates(rows, rates, spread)

@@ -26,6 +26,7 @@ class Judgement:
         rates: (G,) noise rates.
         intervals: (G, 2) their 95 % intervals.
         mixture_rates, training_rates: (G,) the two estimates that the rates come from; nan where there is none.
+        at_first_sight: whether the margins are those of a single pass.
     """
 
     groups: np.ndarray
@@ -35,6 +36,7 @@ class Judgement:
     intervals: np.ndarray
     mixture_rates: np.ndarray
     training_rates: np.ndarray
+    at_first_sight: bool
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -53,17 +55,20 @@ def judge(pairs: Dynamics, evidence: str = "mean_margin", names: np.ndarray | No
     Args:
         pairs: N of them.
         evidence: one of EVIDENCE.
-        names: (N,) groups, None for no group; those of the log by default.
+        names: (N,) groups, None for no group; those of the log by default. The training's rate is that of a group
+            if all of its pairs were in the group of that name there too.
     """
-    names = pairs.group_names() if names is None else names
+    trained_as = pairs.group_names()
+    names = trained_as if names is None else names
     groups, place = np.unique(["" if name is None else name for name in names], return_inverse=True)
     margins = getattr(pairs, evidence).astype(float)
     mixed, error = noise_rates(margins, place, len(groups))
     trained = np.array([pairs.training_rates.get(group or None, np.nan) for group in groups.tolist()])
+    trained[place[names != trained_as]] = np.nan
     one_pass = evidence == "first_margin" or pairs.passes == 1
     rates, intervals = combine(mixed, error, trained, one_pass)
     odds = log_odds(margins, place, np.clip(rates, 1e-4, 1.0 - 1e-4))
-    return Judgement(groups, place, odds, rates, intervals, mixed, trained)
+    return Judgement(groups, place, odds, rates, intervals, mixed, trained, one_pass)
 
 
 def combine(

@@ -43,7 +43,7 @@ function filter() {
 }
 
 function searched(row) {
-  return row.lower ??= [row.id ?? "", row.prompt ?? "", row.chosen, row.rejected].join("\n").normalize("NFC").toLowerCase();
+  return row.lower ??= [row.id, row.prompt, row.chosen, row.rejected].join("\n").normalize("NFC").toLowerCase();
 }
 
 function move(steps) {
@@ -91,7 +91,8 @@ function describe(row) {
     seen: times(row.epochs),
   };
   $("dynamics").replaceChildren(...Object.entries(facts).map(([name, value]) => element("div", element("dt", name), element("dd", value))));
-  const [chosen, rejected] = marking ? different(row.chosen, row.rejected) : [row.chosen, row.rejected];
+  const answers = [row.chosen ?? "", row.rejected ?? ""];
+  const [chosen, rejected] = marking ? different(...answers) : answers;
   for (const [id, text] of Object.entries({ prompt: row.prompt ?? "", chosen, rejected })) {
     const marked = [text].flat().map((part) => (part.mark ? element("mark", visible(part.mark)) : visible(part)));
     $(id).replaceChildren(...marked);
@@ -99,6 +100,7 @@ function describe(row) {
     $(id).scrollTop = 0;
   }
   $("prompt-part").hidden = !row.prompt;
+  $("answers").hidden = row.chosen == null; // the log did not name its data
   $("pair").scrollTop = 0;
 }
 
@@ -110,7 +112,7 @@ function drawList() {
   $("rows").replaceChildren(...view.slice(first, last).map((row, index) => {
     const place = first + index;
     const top = element("p", `#${row.rank}`, element("bdi", visible(row.group ?? "")), element("b", decisions.get(row.pair)?.decision ?? ""), number(row.score));
-    const text = element("span", visible((row.prompt || row.chosen).slice(0, 80)));
+    const text = element("span", visible((row.prompt || row.chosen || "").slice(0, 80)));
     Object.assign(text, { dir: "auto", lang: language(row.group) });
     const item = element("div", top, text);
     Object.assign(item, { role: "option", id: `row-${place}`, ariaSetSize: view.length, ariaPosInSet: place + 1, ariaSelected: row === current });

@@ -1,7 +1,7 @@
 """The report of an audit, as Markdown: counts, noise rates, the worst pairs to read, and how to go on."""
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -61,6 +61,7 @@ def report(
     top: int,
     plots: Mapping[str, str],
     remarks: Iterable[str],
+    commands: Sequence[str],
 ) -> str:
     """The report.
 
@@ -73,6 +74,7 @@ def report(
         top: suspects in the CSV, JSONL and HTML files.
         plots: files with what they show.
         remarks: what a reader must know beside them.
+        commands: that clean the data.
     """
     pairs, scores = ranking.pairs, ranking.judgement.scores
     lines = [f"# {escape(f'Audit of {title}')}", "", *_counts(ranking), ""]
@@ -90,7 +92,7 @@ def report(
     lines += ["", f"## The {count} worst pairs" if count > 1 else "## The worst pair", ""]
     for row in ranking.rows(0, count):
         lines += _suspect(row, ranking)
-    lines += ["## How to go on", "", *_next_steps(min(top, len(scores))), "", "## What was used", ""]
+    lines += ["## How to go on", "", *_next_steps(min(top, len(scores)), commands), "", "## What was used", ""]
     used = dict(used) | {"seen": f"{count_pairs(len(scores))}, each up to {pairs.passes} times"}
     lines += [f"- {name}: {escape(value)}" for name, value in used.items()]
     lines += [f"- versions: trl-capo {__version__}, numpy {version('numpy')}, pyarrow {version('pyarrow')}", ""]
@@ -120,10 +122,10 @@ def _rate_notes(ranking: Ranking) -> list[str]:
     ]
     if np.isnan(ranking.judgement.training_rates).all():
         lines = ["Noise rate: of the mixture alone, since the training estimated none for these groups."]
-        if ranking.pairs.passes == 1:
-            lines.append("After one pass a mixture finds far too much noise: take the order, and not the scores.")
-    elif ranking.pairs.passes == 1:
-        lines = ["Noise rate: the training's own estimate. After one pass the mixture finds too much."]
+        if ranking.judgement.at_first_sight:
+            lines.append("Of margins at first sight a mixture finds far too much: take the order, and not the scores.")
+    elif ranking.judgement.at_first_sight:
+        lines = ["Noise rate: the training's own estimate. Of margins at first sight the mixture finds too much."]
     lines.append("Pairs on which the model itself is surely wrong look like wrong labels: read before you flip.")
     return lines
 
@@ -148,10 +150,14 @@ def _passage(role: str, text: str) -> str:
     return f"<blockquote>{f'<em>{html.escape(one_line(role))}</em>' if role else ''}{said}</blockquote>\n"
 
 
-def _next_steps(top: int) -> list[str]:
+def _next_steps(top: int, commands: Sequence[str]) -> list[str]:
+    noise = len(commands) > 2
     return [
         f"- Open `suspects.html` in a browser, read the {top:,} worst pairs, decide (keep, flip, drop), and export "
         "the decisions.",
-        "- `trl-capo clean --decisions FILE` applies them; `trl-capo clean --help` says what else it can do.",
         "- `suspects.parquet` has every ranked pair, `suspects.csv` and `suspects.jsonl` the worst ones.",
+        f"- {'Write the pairs with the noise that the training had; then apply' if noise else 'Apply'} the decisions, "
+        "or rules on the scores (`trl-capo clean --help`):",
+        "",
+        *(f"      {one_line(command)}" for command in commands),
     ]

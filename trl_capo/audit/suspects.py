@@ -3,8 +3,7 @@
 import csv
 import json
 import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from datasets import Dataset
 from trl_capo.audit.dynamics import Dynamics
 from trl_capo.audit.judgement import Judgement, suggestions
 from trl_capo.audit.texts import TEXTS, flatten
+from trl_capo.tables import cell
 
 _NUMBERS = ("first_confidence", "final_confidence", "mean_confidence", "variability", "area_under_margin")
 SCHEMA = pa.schema(
@@ -35,7 +35,6 @@ SCHEMA = pa.schema(
     ]
 )
 _CHUNK = 4096
-_FORMULA = "=+-@＝＋－＠"
 _NOISIER = 1.25
 """So many times the overall noise rate make it a reason that a pair is of its group."""
 
@@ -143,15 +142,3 @@ def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def cell(value: Any) -> Any:
-    """A value as a spreadsheet takes it for what it is: text never as a formula, control characters as escapes."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        value = "; ".join(value)
-    if not isinstance(value, str):
-        return value
-    text = "".join(
-        repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" and letter != "\n" else letter for letter in value
-    )
-    return f"'{text}" if text.lstrip().startswith(tuple(_FORMULA)) else text

@@ -1,4 +1,4 @@
-"""Prompts and answers as text to read: messages become lines that begin with who speaks."""
+"""Prompts and answers as text to read: who speaks has a line of its own, and what is said its own direction."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ def parts(value: Any) -> list[tuple[str, str]]:
 def flatten(value: Any) -> str | None:
     """One text; None where there is nothing."""
     said = parts(value)
-    return "\n".join(f"{role}: {text}" if role else text for role, text in said) if said else None
+    return "\n".join(f"{role}:\n{text}" if role else text for role, text in said) if said else None
 
 
 def _content(message: Mapping[str, Any]) -> str:
