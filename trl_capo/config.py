@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import DPOConfig
 
 from trl_capo.groups import parse_group_column
@@ -104,9 +105,14 @@ class CAPOConfig(DPOConfig):
 
     def _capo_check(self) -> None:
         """Raise one ValueError that names every problem: option, value, reason and remedy."""
-        problems = _range_problems(self) + _combination_problems(self)
+        problems = config_problems(self)
         if problems:
             raise ValueError("CAPOConfig cannot be used as it is:\n" + "\n".join(f"- {line}" for line in problems))
+
+
+def config_problems(args: CAPOConfig) -> list[str]:
+    """Why the options cannot be used, a sentence or two for each, which start with the option's name and value."""
+    return _range_problems(args) + _combination_problems(args)
 
 
 def pair_log_folder(args: CAPOConfig) -> Path | None:
@@ -174,6 +180,12 @@ def _range_problems(args: CAPOConfig) -> list[str]:
 
 def _combination_problems(args: CAPOConfig) -> list[str]:
     problems = []
+    unknown = [name for name in args.report_to if name not in INTEGRATION_TO_CALLBACK]
+    if unknown:
+        problems.append(
+            f"report_to={args.report_to}: Transformers knows no tracker {', '.join(map(repr, unknown))}. Choose of "
+            f"{', '.join(INTEGRATION_TO_CALLBACK)}, or none."
+        )
     losses = set(args.loss_type)
     if args.noise_rate != 0 and sigmoid_weight(args) == 0:
         weights = "" if args.loss_weights is None else f" and loss_weights={args.loss_weights}"
