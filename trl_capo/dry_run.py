@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import PretrainedConfig
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_capo.arguments import Parser, launch_options, parse, refuse_unknown
 from trl_capo.config import CAPOConfig, pair_log_folder
@@ -34,7 +34,7 @@ from trl_capo.rehearsal import IMAGES, rehearse, unrehearsed_problems
 from trl_capo.repeats import repeat_warnings
 from trl_capo.stand_in import load_stand_in
 from trl_capo.train import MISTAKES, DryRunArguments, check_resume, make_parser, model_options
-from trl_capo.train_data import evaluation_split, load_splits, training_split
+from trl_capo.train_data import evaluation_split, load_splits, stream_problem, training_split
 from trl_capo.weights import weight_problems
 
 STREAM_ROWS = 1000
@@ -80,7 +80,7 @@ def _check(found: Findings, usable: Usable) -> None:
             train = training_split(splits, script_args, args, noise_args)
         with _collecting(found.problems):
             evaluation = evaluation_split(splits, script_args, args)
-    pairs = _check_data(found, args, train, evaluation)
+    pairs = _check_data(found, args, script_args, train, evaluation)
     for look in (check_resume, lambda args: output_folder(args.output_dir), pair_log_folder):
         with _collecting(found.problems):
             look(args)
@@ -102,7 +102,9 @@ def _collecting(problems: list[str]) -> Iterator[None]:
         problems.append(str(error) or type(error).__name__)
 
 
-def _check_data(found: Findings, args: CAPOConfig, train: Any, evaluation: Any) -> Dataset | None:
+def _check_data(
+    found: Findings, args: CAPOConfig, script_args: ScriptArguments, train: Any, evaluation: Any
+) -> Dataset | None:
     """The pairs to train on, of a stream its first rows; None if they cannot be used."""
     usable = False
     with _collecting(found.problems):
@@ -115,7 +117,11 @@ def _check_data(found: Findings, args: CAPOConfig, train: Any, evaluation: Any) 
         return None
     if isinstance(train, IterableDataset):
         found.sampled = True
-        train = Dataset.from_list(list(train.take(STREAM_ROWS)))
+        try:
+            train = Dataset.from_list(list(train.take(STREAM_ROWS)))
+        except Exception as error:  # every reader of every format has its own errors
+            found.problems.append(stream_problem(script_args) or f"the stream cannot be read: {error}")
+            return None
     found.warnings += repeat_warnings(train)
     found.pairs = len(train)
     return train

@@ -35,7 +35,7 @@ from trl_capo.paths import output_folder
 from trl_capo.plain import print_error
 from trl_capo.rehearsal import unrehearsed_problems
 from trl_capo.stand_in import load_stand_in
-from trl_capo.train_data import data_source, load_data
+from trl_capo.train_data import data_source, load_data, stream_problem
 from trl_capo.trainer import CAPOTrainer
 
 
@@ -168,6 +168,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         train(trainer, dataset_name=parsed[0].dataset_name)
     except NonFiniteLoss as error:
         _say(error)
+        return 1
+    except Exception:
+        problem = stream_problem(parsed[0])
+        if problem is None:
+            raise
+        print_error("trl-capo train", ValueError(problem))  # of the process that read it
         return 1
     return 0
 

@@ -9,10 +9,12 @@ from trl import DatasetMixtureConfig, ScriptArguments
 
 from trl_capo.config import CAPOConfig
 from trl_capo.data import load_mixture, load_preference_data, select_split
+from trl_capo.data_files import first_problem
 from trl_capo.groups import find_groups
 from trl_capo.messages import get_logger
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseArguments
+from trl_capo.paths import find_path
 
 logger = get_logger(__name__)
 
@@ -77,6 +79,13 @@ def evaluation_split(splits: Mapping[str, Any], script_args: ScriptArguments, tr
     if training_args.eval_strategy == "no":
         return None
     return select_split(splits, script_args.dataset_test_split, "dataset_test_split")
+
+
+def stream_problem(script_args: ScriptArguments) -> str | None:
+    """File, line and reason of what cannot be read in a stream of local files; None if all can, or it is none."""
+    path = find_path(script_args.dataset_name) if script_args.dataset_streaming and script_args.dataset_name else None
+    problem = None if path is None else first_problem(path)
+    return None if problem is None else f"dataset_name={script_args.dataset_name!r} cannot be read: {problem}"
 
 
 def _with_noise(dataset: Dataset, args: NoiseArguments, group_column: str | None) -> Dataset:
