@@ -5,11 +5,13 @@ refused here, all problems at once, before a model is loaded.
 """
 
 import contextlib
+import inspect
 import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch.utils.checkpoint import checkpoint
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import DPOConfig
 
@@ -24,12 +26,19 @@ _RANGES = {
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "save_total_limit", "adam_epsilon"), (0, _MOST)),
     **dict.fromkeys(("dataloader_num_workers", "label_smoothing", "neftune_noise_alpha"), (0, _MOST)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, math.nextafter(1, 0))),
-    "gradient_accumulation_steps": (1, _MOST),
+    **dict.fromkeys(("gradient_accumulation_steps", "pad_to_multiple_of", "ref_model_sync_steps"), (1, _MOST)),
+    "dataloader_prefetch_factor": (1, _MOST),
+    "ref_model_mixup_alpha": (0, 1),
     "max_grad_norm": (0, math.inf),
     "max_length": (2, _MOST),
     "seed": (0, 2**32 - 1),
 }
 """The least and the most that options of TRL and Transformers can be, which do not check it themselves."""
+_CHECKPOINTING = {"preserve_rng_state"} | set(inspect.signature(checkpoint).parameters) - {
+    "function",
+    "args",
+    "kwargs",
+}
 _SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
@@ -202,6 +211,12 @@ def _combination_problems(args: CAPOConfig) -> list[str]:
         problems.append(
             f"use_weighting=True with loss_type={args.loss_type}: TRL's weighting fails on 'hinge' and 'sft' (it "
             "multiplies their losses in place). Leave them out, or set use_weighting=False."
+        )
+    idle = set(args.gradient_checkpointing_kwargs or {}) - _CHECKPOINTING
+    if idle:
+        problems.append(
+            f"gradient_checkpointing_kwargs={args.gradient_checkpointing_kwargs!r}: torch's checkpoint has no "
+            f"{', '.join(sorted(idle))}. Choose of {', '.join(sorted(_CHECKPOINTING))}."
         )
     if args.enable_jit_checkpoint:
         problems.append(
