@@ -143,6 +143,8 @@ CONTENTS: dict[str, tuple[str, str | bytes]] = {
     "csv of empty cells": ("bad.csv", CSV + "a,,c\n"),
     "csv of numbers": ("bad.csv", "chosen,rejected\n1,2\n3,4\n"),
     "csv duplicated column": ("bad.csv", "chosen,chosen,prompt\na,b,c\n"),
+    "csv column twice": ("bad.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n"),
+    "json key twice": ("bad.json", '[\n {"prompt": "a", "chosen": "b",\n  "chosen": "c", "rejected": "d"}\n]\n'),
     "csv latin-1": ("bad.csv", CSV.encode() + "ä,ö,ü\n".encode("latin-1")),
     "csv utf-16": ("bad.csv", CSV.encode("utf-16")),
     "csv with NUL": ("bad.csv", b"\x00" * 200),

@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
     ["losses", "agreement", "metrics", "statistics", "fonts", "plain", "citation", "memory"],
-    ["messages", "paths", "data_files", "value_types", "yaml_files"],
+    ["messages", "paths", "cells", "data_files", "damaged_files", "value_types", "yaml_files"],
     ["degenerate", "memory_table", "repeats", "text_table"],
-    ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments", "launch"],
-    ["checkpoints", "termination"],
+    ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments", "launch", "lenient"],
+    ["checkpoints", "termination", "optimiser", "stand_in"],
     ["data", "weights", "noise_checks", "row_changes", "saving", "noise", "noise_arguments"],
     ["pairs", "noise_rate", "seam", "scoring", "models"],
     ["pair_log", "pair_logger", "nonfinite", "recorder", "resuming", "loading", "tables", "report", "token_lengths"],
@@ -32,7 +32,8 @@ LAYERS = [
         "audit.page",
     ],
     ["audit.suspects", "audit.plots", "audit.report", "audit.audit", "audit.command"],
-    ["train", "dry_run_report", "dry_run", "evaluate", "noise_command", "clean_command"],
+    ["rehearsal", "train_data", "train", "dry_run_report", "dry_run_figures", "dry_run"],
+    ["evaluate", "noise_command", "clean_command"],
     ["study.schedule", "study.command"],
     ["env_command"],
     ["cli"],

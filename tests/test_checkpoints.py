@@ -4,8 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CPU_ARGUMENTS, logged
 from test_modes import same, weights
+from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
@@ -57,8 +59,60 @@ def test_a_checkpoint_that_lacks_any_part_of_any_file_is_passed_over(output, cap
     assert find_fault(last) is None
 
 
+NAMES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_of_the_right_size_and_other_bytes_is_found(output, name, caplog):
+    """All zeros; all inverted; and inverted in part, which torch and safetensors say nothing of only in between."""
+    file = output / "checkpoint-2" / name
+    content = file.read_bytes()
+    inverted = bytes(255 - byte for byte in content)
+    for damaged in (bytes(len(content)), inverted, inverted[:200] + content[200:], content[:-200] + inverted[-200:]):
+        if name == "model.safetensors" and damaged[:200] == content[:200]:
+            continue  # numbers, which have no checksum
+        file.write_bytes(damaged)
+        assert choose_checkpoint(True, str(output)) == str(output / "checkpoint-1")
+        assert f"it is no whole checkpoint: {name}: it" in caplog.text
+        caplog.clear()
+    file.write_bytes(content)
+    assert find_fault(output / "checkpoint-2") is None
+
+
+def read(file: Path) -> str:
+    with safe_globals():
+        return repr(torch.load(file, weights_only=True))
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_damage_anywhere_in_a_file_of_torch_is_found_or_does_no_harm(output, name):
+    """Held against torch itself: what it loads of a file in which no fault is found is what was saved."""
+    file = output / "checkpoint-2" / name
+    content = file.read_bytes()
+    saved = read(file)
+    for place in range(0, len(content), max(16, len(content) // 60)):
+        inverted = bytes(255 - byte for byte in content[place : place + 8])
+        file.write_bytes(content[:place] + inverted + content[place + 8 :])
+        if find_fault(output / "checkpoint-2") is None:
+            assert read(file) == saved, place
+
+
+def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one(output, make_args, model_dir, pairs, caplog):
+    """The bytes of the optimiser's numbers are other ones: torch would load them without a word."""
+    file = output / "checkpoint-2" / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(255 - byte for byte in content[middle : middle + 64])
+    file.write_bytes(content)
+    trainer = CAPOTrainer(model_dir, args=make_args(**SAVING | {"max_steps": 3}), train_dataset=pairs)
+    trainer.train(resume_from_checkpoint=True)
+    assert "checkpoint-2 is passed over, as it is no whole checkpoint: optimizer.pt: its part" in caplog.text
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [1, 2, 3]
+    assert find_fault(output / "checkpoint-2") is None  # written again
+
+
 @pytest.mark.parametrize("name", ["trainer_state.json", "capo_state.json"])
-@pytest.mark.parametrize("content", ["[]", "{}", "null"])
+@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"global_step": "a"}', '{"global_step": 2, "nosuch": 1}'])
 def test_a_state_that_says_nothing_is_none(output, name, content):
     (output / "checkpoint-2" / name).write_text(content)
     assert choose_checkpoint(True, str(output)) == str(output / "checkpoint-1")

@@ -21,6 +21,8 @@ PROBLEMS = [
     ("a.jsonl", f"{LINE}\n".encode() + b'{"a": "\xe4"}', "line 2: it is not UTF-8 (invalid continuation byte 0xe4 at"),
     ("a.json", LISTED.replace("}", "", 1), "line 8, column 2: not JSON"),
     ("a.json", '[{"a": 1}, 2]', "entry 1: it is not an object"),
+    ("a.json", LISTED.replace('"language"', '"chosen"'), "line 6: the key 'chosen' comes twice"),
+    ("a.json", '[{"a": {"b": "\\"b\\": {"}},\n {"a": {"b": 1,\n "b": 2}}\n]', "line 3: the key 'b' comes twice"),
     ("a.json", LISTED.encode("utf-16"), "line 1: it is UTF-16 or UTF-32"),
     ("a.csv", b"a,b\n1,2\n\xe4,2", "line 3: it is not UTF-8"),
     ("a.jsonl.gz", gzip.compress(f"{LINE}\nbroken".encode()), "line 2: column 1: not JSON"),
@@ -78,3 +80,32 @@ def test_readers_by_name(tmp_path):
         "a": None,
     }
     assert {name: builder_of(tmp_path / name) for name in names} == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n", "line 1: the column 'chosen' comes twice"),
+        ("a.csv", '\n"prompt","chosen",rejected,"prompt"\na,b,c,d\n', "line 2: the column 'prompt' comes twice"),
+        (
+            "a.csv.gz",
+            gzip.compress(b"\xef\xbb\xbfchosen,rejected,chosen\na,b,c\n"),
+            "line 1: the column 'chosen' comes",
+        ),
+        ("a.json", '[{"a": 1,\n"b": 1,\n"a": 2}]', "line 3: the key 'a' comes twice"),
+        ("a.json", '{"a": [1, {"b": 1,\n"b": 2}]}', "line 2: the key 'b' comes twice"),
+    ],
+    ids=range(5),
+)
+def test_what_is_said_twice_is_refused_before_a_reader_takes_one_of_them(tmp_path, name, content, said):
+    folder = in_folder({"0.jsonl": json_lines([GOOD]), name: content})(tmp_path)
+    with pytest.raises(ValueError, match=f"/{name}, {said}"):
+        refuse_unsafe_lines(tmp_path / "data")
+    assert folder
+
+
+def test_what_only_looks_as_if_said_twice_is_not_refused(tmp_path):
+    """Columns without names, keys of different objects, and keys within text."""
+    json_text = '[{"a": "\\"b\\": {", "b": {"a": 1}},\n {"a": 2, "b": "\\"a\\": 1"}]'
+    in_folder({"a.csv": ",chosen,\n1,b,2\n", "b.csv": "Chosen,chosen\na,b\n", "c.json": json_text})(tmp_path)
+    refuse_unsafe_lines(tmp_path / "data")

@@ -71,14 +71,25 @@ def parse(argv: Sequence[str], parser: Parser) -> tuple[tuple, list[str], list[s
         ValueError: the YAML file or a value cannot be used; the message is for the user.
         OSError: the YAML file cannot be read.
     """
+    return parse_read(*read_options(argv), parser)
+
+
+def read_options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of the `--config` YAML file, and the other arguments; errors as of `parse`."""
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if argv.count("--config") > 1 or argv[-1:] == ["--config"]:
         raise ValueError("--config takes the path of one YAML file")
+    if "--config" not in argv:
+        return {}, argv
+    place = argv.index("--config")
+    return read_yaml(argv[place + 1]), argv[:place] + argv[place + 2 :]
+
+
+def parse_read(config: dict[str, Any], argv: Sequence[str], parser: Parser) -> tuple[tuple, list[str], list[str]]:
+    """As `parse`, of what `read_options` returns."""
     from_yaml = []
-    if "--config" in argv:
-        place = argv.index("--config")
-        config = read_yaml(argv[place + 1])
-        argv = argv[:place] + argv[place + 2 :]
+    if config:
+        config = dict(config)
         _set_environment(config.pop("env", {}))
         from_yaml = parser.set_defaults_with_config(**_typed(config, parser))
     try:

@@ -2,22 +2,28 @@
 
 Transformers writes `trainer_state.json` last, so a checkpoint without a readable one was killed while it was written.
 `capo_state.json` comes right before it, when all processes have written their files, and has the sizes of these: a
-folder that was half deleted, or whose files are cut off, is known by them.
+folder that was half deleted, or whose files are cut off, is known by them. Files of the right size are opened, and
+their checksums computed, by the first process for all of them.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
+from trl_capo.damaged_files import find_damage
 from trl_capo.messages import get_logger
 from trl_capo.paths import find_path
 
 logger = get_logger(__name__)
 
 CAPO_STATE_NAME = "capo_state.json"
+PARTS = ("files", "loss", "last_logged", "metrics", "tokens", "pairs")
+"""Of CAPO's own state."""
 
 
 def choose_checkpoint(asked: str | bool | None, output_dir: str) -> str | None:
@@ -33,6 +39,21 @@ def choose_checkpoint(asked: str | bool | None, output_dir: str) -> str | None:
     """
     if not asked:
         return None
+    if not torch.distributed.is_initialized():
+        return _choose(asked, output_dir)
+    chosen = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            chosen = [_choose(asked, output_dir), None]
+        except ValueError as error:
+            chosen = [None, str(error)]
+    torch.distributed.broadcast_object_list(chosen)
+    if chosen[1] is not None:
+        raise ValueError(chosen[1])
+    return chosen[0]
+
+
+def _choose(asked: str | bool, output_dir: str) -> str | None:
     if asked is not True:
         folder = find_path(asked)
         fault = "there is no such folder" if folder is None else find_fault(folder)
@@ -56,8 +77,10 @@ def find_fault(checkpoint: Path) -> str | None:
     if not checkpoint.is_dir():
         return "there is no such folder"
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
-        files = read_state(checkpoint)["files"] if (checkpoint / CAPO_STATE_NAME).exists() else {}
+        saved = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        TrainerState(**saved | {"global_step": int(saved["global_step"])})
+        own = (checkpoint / CAPO_STATE_NAME).exists()
+        files = {part: read_state(checkpoint)[part] for part in PARTS}["files"] if own else {}
     except FileNotFoundError:
         return f"{TRAINER_STATE_NAME}, which is written last, is missing"
     except (OSError, ValueError, KeyError, TypeError):
@@ -69,6 +92,9 @@ def find_fault(checkpoint: Path) -> str | None:
         return f"{missing[0]} is missing" if missing else f"{changed[0]} has not the size that was written"
     if not any(name.startswith("rng_state") for name in sizes):
         return "it has the model alone, not where its training was (save_only_model)"
+    for name in sizes:
+        if damage := find_damage(checkpoint / name, loads="/" not in name):
+            return f"{name}: {damage}"
     return None
 
 

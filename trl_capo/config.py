@@ -5,11 +5,14 @@ refused here, all problems at once, before a model is loaded.
 """
 
 import contextlib
+import inspect
 import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch.utils.checkpoint import checkpoint
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import DPOConfig
 
 from trl_capo.groups import parse_group_column
@@ -23,12 +26,19 @@ _RANGES = {
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "save_total_limit", "adam_epsilon"), (0, _MOST)),
     **dict.fromkeys(("dataloader_num_workers", "label_smoothing", "neftune_noise_alpha"), (0, _MOST)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, math.nextafter(1, 0))),
-    "gradient_accumulation_steps": (1, _MOST),
+    **dict.fromkeys(("gradient_accumulation_steps", "pad_to_multiple_of", "ref_model_sync_steps"), (1, _MOST)),
+    "dataloader_prefetch_factor": (1, _MOST),
+    "ref_model_mixup_alpha": (0, 1),
     "max_grad_norm": (0, math.inf),
     "max_length": (2, _MOST),
     "seed": (0, 2**32 - 1),
 }
 """The least and the most that options of TRL and Transformers can be, which do not check it themselves."""
+_CHECKPOINTING = {"preserve_rng_state"} | set(inspect.signature(checkpoint).parameters) - {
+    "function",
+    "args",
+    "kwargs",
+}
 _SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
@@ -104,9 +114,14 @@ class CAPOConfig(DPOConfig):
 
     def _capo_check(self) -> None:
         """Raise one ValueError that names every problem: option, value, reason and remedy."""
-        problems = _range_problems(self) + _combination_problems(self)
+        problems = config_problems(self)
         if problems:
             raise ValueError("CAPOConfig cannot be used as it is:\n" + "\n".join(f"- {line}" for line in problems))
+
+
+def config_problems(args: CAPOConfig) -> list[str]:
+    """Why the options cannot be used, a sentence or two for each, which start with the option's name and value."""
+    return _range_problems(args) + _combination_problems(args)
 
 
 def pair_log_folder(args: CAPOConfig) -> Path | None:
@@ -180,6 +195,12 @@ def _range_problems(args: CAPOConfig) -> list[str]:
 
 def _combination_problems(args: CAPOConfig) -> list[str]:
     problems = []
+    unknown = [name for name in args.report_to if name not in INTEGRATION_TO_CALLBACK]
+    if unknown:
+        problems.append(
+            f"report_to={args.report_to}: Transformers knows no tracker {', '.join(map(repr, unknown))}. Choose of "
+            f"{', '.join(INTEGRATION_TO_CALLBACK)}, or none."
+        )
     losses = set(args.loss_type)
     if args.noise_rate != 0 and sigmoid_weight(args) == 0:
         weights = "" if args.loss_weights is None else f" and loss_weights={args.loss_weights}"
@@ -201,6 +222,12 @@ def _combination_problems(args: CAPOConfig) -> list[str]:
         problems.append(
             f"label_smoothing={args.label_smoothing!r} with loss_type={args.loss_type}: robust DPO divides by 1 - 2 "
             "label_smoothing, the share of flipped labels. Give a number below 0.5."
+        )
+    idle = set(args.gradient_checkpointing_kwargs or {}) - _CHECKPOINTING
+    if idle:
+        problems.append(
+            f"gradient_checkpointing_kwargs={args.gradient_checkpointing_kwargs!r}: torch's checkpoint has no "
+            f"{', '.join(sorted(idle))}. Choose of {', '.join(sorted(_CHECKPOINTING))}."
         )
     if args.enable_jit_checkpoint:
         problems.append(

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_f
 from datasets.exceptions import DatasetNotFoundError
 from trl import DatasetMixtureConfig, get_dataset
 
+from trl_capo.cells import cell_problem, is_empty
 from trl_capo.data_files import BUILDERS, builder_of, first_problem, refuse_unsafe_lines
 from trl_capo.messages import get_logger
 from trl_capo.paths import can_be_on_hub, find_path
@@ -51,7 +52,13 @@ def load_preference_data(name: str, *, config: str | None = None, streaming: boo
     try:
         if path is not None:
             refuse_unsafe_lines(path, STREAM_ROWS if streaming else None)
+    except ValueError as error:
+        raise ValueError(f"dataset_name={name!r} cannot be read: {error}") from error
+    try:
         loaded = _load(path, name, config, streaming)
+        if streaming and path is not None:  # what is wrong at the start of a stream shows when it is read
+            for part in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
+                list(part.take(STREAM_ROWS))
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise FileNotFoundError(f"dataset_name={name!r}: no data found there: {error}") from error
     except Exception as error:  # every reader of every format has its own errors
@@ -180,7 +187,7 @@ _SAME = "chosen equals rejected, which says nothing of a preference,"
 
 
 def _row_errors(row: Mapping[str, Any]) -> list[str]:
-    problems = [f"{column} {problem}" for column, value in row.items() if (problem := _cell_problem(value))]
+    problems = [f"{column} {problem}" for column, value in row.items() if (problem := cell_problem(value))]
     if not problems and len({isinstance(value, str) for value in row.values()}) > 1:
         kinds = ", ".join(f"{column} is {_format(value)}" for column, value in row.items())
         problems.append(f"one format must serve all columns, but {kinds},")
@@ -191,60 +198,6 @@ def _format(value: str | list) -> str:
     return "text" if isinstance(value, str) else "messages"
 
 
-def _cell_problem(value: Any) -> str | None:
-    if isinstance(value, str):
-        return None if _is_text(value) else _HALF
-    if value is None:
-        return "is null"
-    if not isinstance(value, list):
-        return f"is {type(value).__name__}, not text or a list of messages,"
-    if not value:
-        return "is a list without messages"
-    if not all(isinstance(message, Mapping) and message.get("role") and "content" in message for message in value):
-        return "is a list, but not of messages with `role` and `content`,"
-    if not all(isinstance(message["role"], str) for message in value):
-        return "has a message whose `role` is not text"
-    if not all(_is_content(message["content"]) or message.get("tool_calls") for message in value):
-        return "has a message whose `content` is not text, or parts with a `type`,"
-    return None if all(map(_is_text, _texts(value))) else _HALF
-
-
-_HALF = "has half of a surrogate pair, which is no character,"
-
-
-def _is_text(value: str) -> bool:
-    """Whether it can be encoded: tokenizers take nothing else."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _texts(messages: list[Mapping[str, Any]]) -> Iterator[str]:
-    for content in (message["content"] for message in messages):
-        parts = [part["text"] for part in content if "text" in part] if _is_parts(content) else [content]
-        yield from (text for text in parts if isinstance(text, str))
-
-
-def _is_content(value: Any) -> bool:
-    """Whether it is text, or parts that say what they are; those of text have some."""
-    if not _is_parts(value):
-        return isinstance(value, str)
-    return all(isinstance(part.get("text"), str) for part in value if part["type"] == "text")
-
-
-def _is_parts(value: Any) -> bool:
-    parts = value if isinstance(value, list) else [None]
-    return all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in parts)
-
-
 def _row_warnings(row: Mapping[str, Any]) -> list[str]:
-    problems = [f"{column} is empty" for column in ("chosen", "rejected") if _is_empty(row[column])]
+    problems = [f"{column} is empty" for column in ("chosen", "rejected") if is_empty(row[column])]
     return problems + ([_SAME] if row["chosen"] == row["rejected"] else [])
-
-
-def _is_empty(value: str | list[Mapping[str, Any]]) -> bool:
-    if isinstance(value, str):
-        return not value.strip()
-    return not any(message["content"] or message.get("tool_calls") for message in value)

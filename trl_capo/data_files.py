@@ -5,9 +5,11 @@ line by line; and before they start, what would bring the JSON reader of pyarrow
 """
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
+import re
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,16 +29,18 @@ def builder_of(path: Path) -> str | None:
 
 
 def refuse_unsafe_lines(path: Path, most: int | None = None) -> None:
-    """Raise ValueError for JSON of a file or folder that pyarrow would not survive, or take although it is no text.
+    """Raise ValueError for what readers would not survive, or take although it is no text, or means two things.
 
     pyarrow 26 ends the process with a segmentation fault where a block of lines, or a list, starts with null, and
-    looks at no bytes of a string.
+    looks at no bytes of a string. Of a column of CSV, or a key in a JSON document, that comes twice, readers take one.
 
     Args:
         path: of the file or folder.
         most: how many lines of a file are looked at; None for all.
     """
     for file in _text_files(path):
+        if problem := _said_twice(file):
+            raise ValueError(f"{file}, {problem}")
         for number, line in islice(_lines(file), most) if builder_of(file) == "json" else ():
             entry = b"".join(line[:16].removeprefix(BOM_UTF8).split())
             problem = _text_problem(line)
@@ -44,6 +48,25 @@ def refuse_unsafe_lines(path: Path, most: int | None = None) -> None:
                 problem = "null is not an object with the columns' names and values"
             if problem:
                 raise ValueError(f"{file}, line {number}: {problem}")
+
+
+def _said_twice(file: Path) -> str | None:
+    """The column of CSV, or the key of an object in a JSON document, that comes twice, and its line."""
+    number, first = next(_lines(file), (0, b""))
+    first = first.removeprefix(BOM_UTF8)
+    try:
+        if builder_of(file) == "csv":
+            heading = next(csv.reader(line.decode("utf-8-sig") for _, line in _lines(file)), [])
+            twice = _twice(heading)
+            return f"line {number}: the column {twice!r} comes twice" if twice else None
+        if first.startswith((b"[", b"{")) and _json_problem(first):
+            text = b"".join(line for _, line in _lines(file, blank=True)).removeprefix(BOM_UTF8)
+            json.loads(text, object_pairs_hook=_object)
+    except KeyTwice:
+        return _json_problem(text, lines=True)
+    except (ValueError, RecursionError, csv.Error):  # which the reader will refuse
+        return None
+    return None
 
 
 def line_problem(line: bytes) -> str | None:
@@ -112,8 +135,8 @@ def _json_problem(text: bytes, lines: bool = False) -> str | None:
         return (f"line {error.lineno}, " if lines else "") + f"column {error.colno}: not JSON: {error.msg}"
     except RecursionError:
         return "it is nested too deeply"
-    except ValueError as error:
-        return str(error)
+    except KeyTwice as error:
+        return f"line {_line_of_repeated_key(text.decode())}: {error}" if lines else str(error)
     for number, entry in enumerate(value if lines and isinstance(value, list) else [value]):
         if not isinstance(entry, dict):
             return f"entry {number}: " * lines + "it is not an object with the columns' names and values"
@@ -124,9 +147,36 @@ def _json_problem(text: bytes, lines: bool = False) -> str | None:
     return None
 
 
+class KeyTwice(ValueError):
+    """An object in JSON has a key twice."""
+
+
 def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     pairs = list(pairs)
-    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-    if twice:
-        raise ValueError(f"the key {twice[0]!r} comes twice in an object")
+    twice = _twice(key for key, _ in pairs)
+    if twice is not None:
+        raise KeyTwice(f"the key {twice!r} comes twice in an object")
     return dict(pairs)
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?|[{}\[\]]', re.DOTALL)
+
+
+def _line_of_repeated_key(text: str) -> int:
+    """The line of the first key that its object has had before, in a document that is JSON."""
+    keys: list[set[str]] = []
+    for token in _TOKENS.finditer(text):
+        if token[0] in "{[":
+            keys.append(set())
+        elif token[0] in "}]":
+            keys.pop()
+        elif token[1] is not None:
+            key = json.loads(token[0].removesuffix(token[1]))
+            if key in keys[-1]:
+                return text.count("\n", 0, token.start()) + 1
+            keys[-1].add(key)
+    raise AssertionError("no key comes twice")

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from trl_capo.models import ModelSource, processes
-from trl_capo.plain import first_few
 from trl_capo.scoring import prepare_for_scoring
+from trl_capo.stand_in import refuse_random
 
 
 def load_model(args: Any, source: ModelSource) -> Any:
@@ -55,16 +55,5 @@ def _load_base(name: str, args: Any) -> Any:
     except (RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
         reason = str(error).strip().splitlines()
         raise ValueError(f"{name!r} cannot be loaded: {reason[0] if reason else type(error).__name__}") from error
-    _refuse_random(name, model, found)
+    refuse_random(name, model, found)
     return prepare_for_scoring(model)
-
-
-def _refuse_random(name: str, model: Any, found: dict[str, Any]) -> None:
-    """Transformers fills weights that a checkpoint does not have with random numbers, and warns."""
-    absent = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
-    if absent:
-        raise ValueError(
-            f"{name!r} is not a whole {type(model).__name__}: {len(absent)} of its tensors are missing or have "
-            f"another shape ({first_few(absent, 3)}), and random numbers would stand for them. Save it again, or give "
-            "another model."
-        )

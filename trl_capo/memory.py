@@ -119,9 +119,8 @@ def model_shape(config: PretrainedConfig, peft_config: PeftConfig | None = None)
     """
     text = config.get_text_config()
     options = text.to_dict()
-    architecture = getattr(transformers, (config.architectures or [""])[0], None)
+    model = empty_model(config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config) if architecture is None else architecture(config)
         shape = _shape(model, text, options)
         if peft_config is None:
             return shape
@@ -132,6 +131,13 @@ def model_shape(config: PretrainedConfig, peft_config: PeftConfig | None = None)
         adapter=sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad),
         adapter_inputs=math.ceil(sum(module.in_features for module in lora) / shape.layers),
     )
+
+
+def empty_model(config: PretrainedConfig) -> transformers.PreTrainedModel:
+    """The model of a config on torch's device "meta", where it takes no memory."""
+    architecture = getattr(transformers, (config.architectures or [""])[0], None)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config) if architecture is None else architecture(config)
 
 
 def _shape(model: nn.Module, text: PretrainedConfig, options: dict[str, Any]) -> ModelShape:

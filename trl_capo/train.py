@@ -11,11 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from datasets import Dataset
 from safetensors import SafetensorError
 from trl import (
     DatasetMixtureConfig,
@@ -28,18 +27,16 @@ from trl import (
 from trl_capo.arguments import Parser, parse_alone
 from trl_capo.checkpoints import choose_checkpoint
 from trl_capo.config import CAPOConfig
-from trl_capo.data import load_mixture, load_preference_data, select_split
-from trl_capo.groups import find_groups
-from trl_capo.messages import get_logger
 from trl_capo.models import check_model_path, load_config, load_tokenizer
-from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
 from trl_capo.noise_arguments import NoiseArguments
 from trl_capo.nonfinite import NonFiniteLoss
+from trl_capo.optimiser import optimiser_problems
 from trl_capo.paths import output_folder
 from trl_capo.plain import print_error
+from trl_capo.rehearsal import unrehearsed_problems
+from trl_capo.stand_in import load_stand_in
+from trl_capo.train_data import data_source, load_data, stream_problem
 from trl_capo.trainer import CAPOTrainer
-
-logger = get_logger(__name__)
 
 
 @dataclass
@@ -58,10 +55,11 @@ MISTAKES = (ValueError, NotImplementedError, OSError, ImportError, SafetensorErr
 ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig, NoiseArguments, DryRunArguments)
 
 
-def make_parser() -> Parser:
+def make_parser(config_type: type[CAPOConfig] = CAPOConfig) -> Parser:
     """The parser of the command's arguments: `trl dpo`'s, with CAPO's options."""
     usage = "trl-capo train [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
-    return Parser(ARGUMENT_TYPES, prog="trl-capo train", usage=usage)
+    types = (config_type if kind is CAPOConfig else kind for kind in ARGUMENT_TYPES)
+    return Parser(tuple(types), prog="trl-capo train", usage=usage)
 
 
 def build_trainer(
@@ -82,19 +80,17 @@ def build_trainer(
     name = model_args.model_name_or_path
     check_model_path(name)
     options = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
-    for read in (load_config, load_tokenizer):
-        read(name, f"model_name_or_path={name!r}", **options)
+    config = load_config(name, f"model_name_or_path={name!r}", **options)
+    load_tokenizer(name, f"model_name_or_path={name!r}", **options)
     check_resume(training_args)
     train_dataset, eval_dataset = load_data(script_args, training_args, dataset_args, noise_args)
-    if isinstance(training_args.model_init_kwargs, str):
-        raise ValueError(f"model_init_kwargs={training_args.model_init_kwargs!r}: give a mapping, in YAML or as JSON.")
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "trust_remote_code": training_args.trust_remote_code,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
+    training_args.model_init_kwargs = model_options(training_args, model_args)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # the first process of a machine looks, for all of them
+        stand_in = load_stand_in(name, config, training_args.model_init_kwargs)
+        problems = optimiser_problems(training_args, stand_in)
+        problems += unrehearsed_problems(training_args, model_args, train_dataset)
+        if problems:
+            raise ValueError("\n".join(problems))
     trainer = CAPOTrainer(
         model=name,
         args=training_args,
@@ -104,7 +100,7 @@ def build_trainer(
         peft_config=get_peft_config(model_args),
     )
     if trainer._capo_pair_logger is not None:
-        trainer._capo_pair_logger.source = _source(script_args, training_args, dataset_args, noise_args)
+        trainer._capo_pair_logger.source = data_source(script_args, training_args, dataset_args, noise_args)
     if script_args.ignore_bias_buffers:
         trainer.model._ddp_params_and_buffers_to_ignore = [
             name for name, buffer in trainer.model.named_buffers() if buffer.dtype == torch.bool
@@ -112,70 +108,17 @@ def build_trainer(
     return trainer
 
 
-def _source(
-    script_args: ScriptArguments,
-    training_args: CAPOConfig,
-    dataset_args: DatasetMixtureConfig,
-    noise_args: NoiseArguments | None,
-) -> dict[str, Any] | None:
-    """The options that name the training data, for whoever reads the pair log; None for a mixture."""
-    if dataset_args.datasets:
-        return None
-    named = {name: getattr(script_args, name) for name in ("dataset_name", "dataset_config", "dataset_train_split")}
-    return named | {"group_column": training_args.group_column} | asdict(noise_args or NoiseArguments())
-
-
-def load_data(
-    script_args: ScriptArguments,
-    training_args: CAPOConfig,
-    dataset_args: DatasetMixtureConfig,
-    noise_args: NoiseArguments | None,
-) -> tuple[Any, Any]:
-    """The data sets that the arguments name, to train on and to evaluate on (None where nothing is evaluated).
-
-    Raises:
-        ValueError, OSError: as `build_trainer`.
-    """
-    if dataset_args.datasets:
-        if script_args.dataset_name:
-            logger.warning("dataset_name is not used, because `datasets` is given.")
-        splits = load_mixture(dataset_args)
-    elif script_args.dataset_name:
-        splits = load_preference_data(
-            script_args.dataset_name, config=script_args.dataset_config, streaming=script_args.dataset_streaming
-        )
-    else:
-        raise ValueError("no data: give dataset_name (a hub name, folder or file) or a `datasets` mixture.")
-    train_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
-    if noise_args is not None and noise_args.inject_noise is not None:
-        train_dataset = _with_noise(train_dataset, noise_args, training_args.group_column)
-    if training_args.eval_strategy == "no":
-        return train_dataset, None
-    return train_dataset, select_split(splits, script_args.dataset_test_split, "dataset_test_split")
-
-
-def _with_noise(dataset: Dataset, args: NoiseArguments, group_column: str | None) -> Dataset:
-    """The training pairs with the noise that was asked for; says how many of each group were changed."""
-    asked = f"inject_noise={args.inject_noise!r}, inject_rate={args.inject_rate!r}, inject_seed={args.inject_seed}"
-    try:
-        dataset = inject_noise(
-            dataset,
-            args.inject_noise,
-            args.inject_rate,
-            seed=args.inject_seed,
-            group_column=group_column,
-            score_column=args.inject_score_column,
-        )
-    except ValueError as error:
-        raise ValueError(f"{asked}: {error}") from error
-    _, labels = find_groups(dataset, group_column, "the training pairs")
-    counts = noise_counts(labels, dataset[IS_NOISY])
-    per_group = ", ".join(f"{group} {noisy:,} of {pairs:,}" for group, (pairs, noisy) in counts.items())
-    logger.warning(
-        f"{asked}: {sum(dataset[IS_NOISY]):,} of {len(dataset):,} training pairs were changed"
-        + (f" ({per_group})" if counts else "")
-    )
-    return dataset
+def model_options(training_args: CAPOConfig, model_args: ModelConfig) -> dict[str, Any]:
+    """The options of the model's `from_pretrained`."""
+    if isinstance(training_args.model_init_kwargs, str):
+        raise ValueError(f"model_init_kwargs={training_args.model_init_kwargs!r}: give a mapping, in YAML or as JSON.")
+    return {
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
 
 
 def check_resume(training_args: CAPOConfig) -> None:
@@ -225,6 +168,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         train(trainer, dataset_name=parsed[0].dataset_name)
     except NonFiniteLoss as error:
         _say(error)
+        return 1
+    except Exception:
+        problem = stream_problem(parsed[0])
+        if problem is None:
+            raise
+        print_error("trl-capo train", ValueError(problem))  # of the process that read it
         return 1
     return 0
 
