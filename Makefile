@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Two busy threads that spin while they wait for each other's process make everything beside them crawl.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo study test test-browser test-gpu test-kills check clean
+.PHONY: demo study study-results test test-browser test-gpu test-kills check clean
 
 # What is there and was made with the same model, data and configs is used again.
 demo: .venv/demo-$(DEMO_MODEL)
@@ -24,10 +24,19 @@ demo/trained: configs/quickstart.yaml demo/model/.build.json demo/data/.build.js
 demo/output/metrics.json: configs/quickstart_evaluate.yaml demo/trained
 	$(BIN)/trl-capo evaluate --config configs/quickstart_evaluate.yaml
 
-# Hours on a CPU; goes on where it stopped.
+# Hours on a CPU; goes on where it stopped, or where the runs of docs/study/runs.tar.gz did.
 study: .venv/demo-gemma
 	$(BIN)/python scripts/build_demo.py --model gemma --held_out 0.15 --output_dir demo/study
+	mkdir -p demo/study/runs
+	tar -xzf docs/study/runs.tar.gz -C demo/study/runs --skip-old-files
 	$(BIN)/trl-capo study --config configs/study/demo.yaml --jobs 2
+
+# Reports on the runs that are done, and puts them where `make study` finds them.
+study-results:
+	$(BIN)/trl-capo study --config configs/study/demo.yaml --report_only
+	cd demo/study/runs && cp report.md results.csv *.png ../../../docs/study
+	cd demo/study/runs && tar --exclude '*-none-*' -czf ../../../docs/study/runs.tar.gz inputs.json \
+	runs/*/settings.json runs/*/result.json runs/*/margins.npz
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2
