@@ -66,10 +66,12 @@ def test_the_rate_is_met_within_the_binomial_interval(data, kind, rate):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rate_zero_changes_nothing(data, kind):
-    for rate in (0, 0.0, {}, {"de": 0.0}):
+    for rate in (0, 0.0, {"de": 0.0}):
         after = inject(data, kind, rate)
         assert noisy_rows(after) == set()
         assert after.remove_columns("is_noisy").to_list() == data.to_list()
+    with pytest.raises(ValueError, match="rate={}: a rate is the share"):  # which says nothing of any group
+        inject(data, kind, {})
 
 
 @pytest.mark.parametrize("kind", KINDS)
