@@ -57,6 +57,20 @@ def test_confidence_by_the_mean_so_far():
         assert loss_of(batch, running_mean=1) == pytest.approx(expected, rel=1e-5)
 
 
+def test_confidence_by_a_calibrated_belief():
+    """Temperatures 1 and 4, a quarter and a half likely, the rest nothing: p = 1/2 + 0.25 (sigmoid(4) - 1/2) + ...
+
+    At e = 1/2 the scale is 2 p. Before a block is finished nothing is likely, p = 1/2, and the scale 1.
+    """
+    batch = Batch(torch.tensor([4.0]), 0.1, None, None, {}, temperature=0.5, rates=(0.5, 1.0))
+    batch.calibration = torch.tensor([0.25, 0.5]), torch.tensor([1.0, 4.0])
+    belief = 0.5 + 0.25 * (sigmoid(4.0) - 0.5) + 0.5 * (sigmoid(1.0) - 0.5)
+    loss = -math.log(sigmoid(4.0))
+    assert loss_of(batch, calibrated=1) == pytest.approx(2 * belief * loss, rel=1e-5)
+    batch.calibration = torch.zeros(2), torch.tensor([1.0, 4.0])
+    assert loss_of(batch, calibrated=1) == pytest.approx(loss, rel=1e-5)
+
+
 def test_with_all_off_it_is_capo(study_trainer):  # noqa: F811
     """Two epochs, losses of every step: the second has rates of pairs met before."""
     found = {}

@@ -158,6 +158,11 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             placed[1 + order.index(label)] = sums[row]
         return placed
 
+    @property
+    def calibration(self) -> tuple[Tensor, Tensor]:
+        """(T,) how likely the curve's temperatures were in the last finished block, all 0 before, and these, (T,)."""
+        return self._shares, self._grid[1]
+
     def by_group(self) -> dict[str, float]:
         """The noise rate of every group."""
         return dict(zip(self.labels, self.noise_rates[1:].tolist(), strict=True))

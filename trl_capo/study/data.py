@@ -125,7 +125,9 @@ def _try_method(settings: Mapping[str, Any], **arguments: Any) -> None:
     loss = METHODS[settings["options"]["method"]].loss
     if loss is not None and own:  # the losses check their own options
         zero = torch.zeros(1)
-        loss(Batch(zero, 1.0, None, torch.ones(2, 1), {}, rewards=(zero, zero), pairs=zero.long()), **own)
+        batch = Batch(zero, 1.0, None, torch.ones(2, 1), {}, rewards=(zero, zero), pairs=zero.long())
+        batch.calibration = (zero, zero + 1.0)
+        loss(batch, **own)
 
 
 def _problems(name: str, make: Callable[..., Any], **arguments: Any) -> list[str]:

@@ -20,7 +20,7 @@ class Batch:
     """What a method's loss is computed from; `state` is empty at first and the method's own from step to step.
 
     `rates` are CAPO's noise rates and what the labels tell, `rewards` those of both answers, (B,) each; `pairs` (B,)
-    pair numbers.
+    pair numbers; `calibration` is `NoiseRateEstimate.calibration`, where rates are estimated.
     """
 
     rho: Tensor
@@ -32,6 +32,7 @@ class Batch:
     rates: tuple[Tensor | float, Tensor | float] = (0.0, 1.0)
     rewards: tuple[Tensor, Tensor] | None = None
     pairs: Tensor | None = None
+    calibration: tuple[Tensor, Tensor] | None = None
 
 
 def _wpo(batch: Batch) -> Tensor:

@@ -70,6 +70,7 @@ class StudyTrainer(CAPOTrainer):
             rates=self._study_rates,
             rewards=rewards.chunk(2),
             pairs=self._study_pairs,
+            calibration=None if self._capo_estimate is None else self._capo_estimate.calibration,
         )
         return self._study_loss(batch, **self._study_own)
 

@@ -10,14 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trl_capo.agreement import evidence
 from trl_capo.losses import confidence_scale
 
-OWN = {"scale_floor": 0.0, "running_mean": 0.0, "length_normalised": 0.0, "one_rate": 0.0, "first_sight": 1.0}
+OWN = {"scale_floor": 0.0, "running_mean": 0.0, "length_normalised": 0.0, "calibrated": 0.0, "one_rate": 0.0}
+OWN |= {"first_sight": 1.0}
 """The options, all of them off, and `first_sight` on, as in CAPO: 1 is on and 0 off, but for the floor's value.
 
 - scale_floor: the least scale, so that a pair that was given up can come back.
 - running_mean: confidence in the mean of the pair's relative rewards so far, of all epochs.
 - length_normalised: confidence in the difference of the rewards per token, times the pair's mean length.
+- calibrated: the belief p is the mean over the temperatures that the label-agreement curve was fitted with (eq. 6) in
+  the last finished block of pairs, instead of sigmoid(rho / tau).
 - one_rate: one estimated noise rate for all languages.
 - first_sight: pairs that are met again have a rate of their own (docs/method.md, eq. 7).
 """
@@ -46,7 +50,7 @@ def mean_so_far(rho: Tensor, pairs: Tensor, state: dict[str, Tensor]) -> Tensor:
 
 
 def variant_loss(
-    batch: Any, *, scale_floor: float, running_mean: float, length_normalised: float, **_: float
+    batch: Any, *, scale_floor: float, running_mean: float, length_normalised: float, calibrated: float, **_: float
 ) -> Tensor:
     """Scalar loss of a `trl_capo.study.methods.Batch`, whose rates follow the other options already."""
     belief = batch.rho.detach().float()
@@ -55,5 +59,7 @@ def variant_loss(
     if running_mean:
         belief = mean_so_far(belief, batch.pairs, batch.state)
     rates, told = batch.rates
+    if calibrated:  # log-odds of the belief, in the place of rho / tau
+        belief = batch.temperature * evidence(belief, *batch.calibration)
     scale = told * confidence_scale(belief, noise_rate=rates, temperature=batch.temperature)
     return (scale.clamp(min=scale_floor) * -F.logsigmoid(batch.rho)).mean()
