@@ -1,6 +1,7 @@
 """The plan of a study: which runs it makes, and one clear error for everything in it that cannot be run."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from trl_capo.study.schedule import choose_learning_rates
 
 GRID = {"methods": ["dpo", "capo"], "noise": ["clean", "flip"], "seeds": [0, 1], "epochs": 1}
 TUNING = {"noise": ["flip"], "seeds": [0], "epochs": 1}
+SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "study").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -32,6 +34,15 @@ def test_a_grid_is_every_combination_of_its_blocks(config):
     ]
     assert runs[-1] == Run("capo", "flip", 2, 3, 1e-4)
     assert runs[-1].name == "capo-flip-seed2-3ep-lr1.00e-04"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_plans_can_be_run(path):
+    """With plain dictionaries: the grid uses all methods and kinds of noise that its file defines, and no others."""
+    content, config = yaml.safe_load(path.read_text()), read_study(str(path), {})
+    for key in ("methods", "noise"):
+        assert {name for block in content["grid"] for name in block[key]} == set(content[key])
+    assert {run.method for run in config.possible_runs()} == set(content["methods"])
 
 
 def test_a_label_with_a_slash_names_no_folder_in_a_folder():
