@@ -77,6 +77,15 @@ def test_training_is_the_same_over_epochs_and_from_memory(options, train):
             assert counter.calls[2] > 12
 
 
+@pytest.mark.parametrize("method", ["wpo", "dr_dpo"])
+def test_references_that_trl_computes_before_the_training_are_the_same(method, train):
+    """Methods with a loss of their own: TRL computes references for 8 pairs at a time, and trains on 4."""
+    live, _, _ = train(False, method=method)
+    before, _, _ = train(False, method=method, precompute_ref_log_probs=True, precompute_ref_batch_size=8)
+    assert logged(before, "loss") == pytest.approx(logged(live, "loss"), rel=1e-4, abs=1e-5)
+    assert logged(before, "grad_norm") == pytest.approx(logged(live, "grad_norm"), rel=1e-4, abs=1e-5)
+
+
 def test_the_reference_is_computed_once(train):
     """With all in memory no batch needs a reference forward: as many runs of the last layer as policy forwards."""
     train(True)

@@ -45,6 +45,7 @@ class StudyTrainer(CAPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._study_mask = inputs["completion_mask"][:, 1:]
+        self._study_reference = inputs.get("ref_chosen_logps"), inputs.get("ref_rejected_logps")  # where precomputed
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _capo_rates(self, groups: Tensor, pairs: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
