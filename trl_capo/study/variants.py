@@ -13,8 +13,10 @@ from torch import Tensor
 from trl_capo.agreement import evidence
 from trl_capo.losses import confidence_scale
 
-OWN = {"scale_floor": 0.0, "running_mean": 0.0, "length_normalised": 0.0, "calibrated": 0.0, "one_rate": 0.0}
-OWN |= {"first_sight": 1.0}
+OWN = {
+    **dict.fromkeys(("scale_floor", "running_mean", "length_normalised", "calibrated", "one_rate"), 0.0),
+    "first_sight": 1.0,
+}
 """The options, all of them off, and `first_sight` on, as in CAPO: 1 is on and 0 off, but for the floor's value.
 
 - scale_floor: the least scale, so that a pair that was given up can come back.
