@@ -19,6 +19,7 @@ LAYERS = [
     ["pair_log", "pair_logger", "nonfinite", "recorder", "resuming", "loading", "tables", "report", "token_lengths"],
     ["verdicts", "cleaning"],
     ["trainer"],
+    ["study.packed"],
     ["study.files", "study.inputs", "study.baselines", "study.variants", "study.frozen", "study.methods"],
     ["study.checks", "study.config", "study.data", "study.table"],
     ["study.plots", "study.report", "study.trainer", "study.run"],

@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trl_capo.study.packed import padded_on_the_right
+
 
 class SequenceMemory:
     """Tensors by a sequence of tokens, kept in a file between processes.
@@ -54,10 +56,9 @@ class SequenceMemory:
 
 def sequence_keys(input_ids: Tensor, attention_mask: Tensor, *marks: Tensor) -> list[str] | None:
     """A key for every row's tokens, with the sums of further masks; None if a row is not padded on the right."""
-    lengths = attention_mask.sum(dim=1)
-    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    if not torch.equal(attention_mask.bool(), places < lengths[:, None]):
+    if not padded_on_the_right(attention_mask):
         return None
+    lengths = attention_mask.sum(dim=1)
     sums = [mark.sum(dim=1).tolist() for mark in marks]
     rows = zip(input_ids.tolist(), lengths.tolist(), *sums, strict=True)
     texts = [f"{ids[:length]} {extra}" for ids, length, *extra in rows]

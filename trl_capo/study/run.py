@@ -27,6 +27,7 @@ from trl_capo.study.data import ALL, noise_shares, read_parts, training_options,
 from trl_capo.study.files import read_json, write_json
 from trl_capo.study.frozen import FrozenLayers, SequenceMemory, scoring_completions_only
 from trl_capo.study.inputs import describe_inputs, refuse_other_inputs
+from trl_capo.study.packed import PackedLayers
 from trl_capo.study.trainer import StudyTrainer
 
 RESULT, MARGINS, SETTINGS = "result.json", "margins.npz", "settings.json"
@@ -84,7 +85,9 @@ def _make_trainer(
     model = AutoModelForCausalLM.from_pretrained(shared["model_name_or_path"], **shared["model"])
     lora = None if shared["lora"] is None else LoraConfig(**shared["lora"])
     if shared["remember_frozen_layers"]:
-        FrozenLayers(model, min(lora.layers_to_transform), hidden)
+        trained = min(lora.layers_to_transform)
+        FrozenLayers(model, trained, hidden)
+        PackedLayers(model, trained)
     return StudyTrainer(
         model,
         args=args,
