@@ -22,6 +22,7 @@ LAYERS = [
     ["study.packed"],
     ["study.files", "study.inputs", "study.baselines", "study.variants", "study.frozen", "study.methods"],
     ["study.checks", "study.config", "study.data", "study.table"],
+    ["study.rates"],
     ["study.plots", "study.report", "study.trainer", "study.run"],
     [
         "audit.dynamics",

@@ -8,7 +8,7 @@ import yaml
 from study_data import LORA, NOISE, TRAINING, plan
 
 from trl_capo.study.config import Run, StudyConfig, read_study
-from trl_capo.study.schedule import choose_learning_rates
+from trl_capo.study.rates import choose_learning_rates, validation_accuracies
 
 GRID = {"methods": ["dpo", "capo"], "noise": ["clean", "flip"], "seeds": [0, 1], "epochs": 1}
 TUNING = {"noise": ["flip"], "seeds": [0], "epochs": 1}
@@ -24,7 +24,7 @@ def config(tmp_path):
 def test_a_grid_is_every_combination_of_its_blocks(config):
     """2 methods x 2 noises x 2 seeds, and 1 x 1 x 3 for three epochs, of which nothing is run twice: 8 + 3."""
     blocks = [GRID, {"methods": ["capo"], "noise": ["flip"], "seeds": [0, 1, 2], "epochs": 3}]
-    runs = config(grid=[*blocks, GRID]).grid_runs({"dpo": 1e-3, "capo": 1e-4})
+    runs = config(grid=[*blocks, GRID]).grid_runs({("dpo", 1): 1e-3, ("capo", 1): 1e-4, ("capo", 3): 1e-5})
     assert len(runs) == 11
     assert runs[:4] == [
         Run("dpo", "clean", 0, 1, 1e-3),
@@ -32,8 +32,8 @@ def test_a_grid_is_every_combination_of_its_blocks(config):
         Run("dpo", "flip", 0, 1, 1e-3),
         Run("capo", "flip", 0, 1, 1e-4),
     ]
-    assert runs[-1] == Run("capo", "flip", 2, 3, 1e-4)
-    assert runs[-1].name == "capo-flip-seed2-3ep-lr1.00e-04"
+    assert runs[-1] == Run("capo", "flip", 2, 3, 1e-5)
+    assert runs[-1].name == "capo-flip-seed2-3ep-lr1.00e-05"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -76,10 +76,44 @@ def test_the_learning_rate_is_the_best_at_the_end_on_the_validation_split(config
         }
         for (method, rate, seed), value in last.items()
     }
-    assert choose_learning_rates(config(learning_rates=[1e-2, 1e-3], tuning=TUNING), results) == {
-        "dpo": 1e-2,
-        "capo": 1e-3,
+    plan = config(learning_rates=[1e-2, 1e-3], tuning=TUNING)
+    tried = validation_accuracies(plan, results)
+    assert tried["dpo", 1] == {1e-3: pytest.approx(0.65), 1e-2: pytest.approx(0.7)}
+    assert choose_learning_rates(plan, tried) == {("dpo", 1): 1e-2, ("capo", 1): 1e-3}
+
+
+LONGER = {"methods": ["capo"], "noise": ["flip"], "seeds": [0], "epochs": 3}
+
+
+def test_every_number_of_epochs_has_a_learning_rate_of_its_own(config):
+    """capo learns best fast in one epoch, and slowly in three, where the grid has one of the two kinds of noise."""
+    tuning = {"noise": ["clean", "flip"], "seeds": [0]}
+    plan = config(grid=[GRID, LONGER], learning_rates=[1e-3, 1e-2], tuning=tuning)
+    runs = plan.tuning_runs()
+    made = {(run.method, run.noise, run.epochs) for run in runs}
+    one = {(method, noise, 1) for method in ("dpo", "capo") for noise in ("clean", "flip")}
+    assert made == one | {("capo", "flip", 3)}
+    assert len(runs) == 2 * len(made)
+    best = {("dpo", 1): 1e-2, ("capo", 1): 1e-2, ("capo", 3): 1e-3}
+    results = {
+        run: {"curve": [{"accuracy": 0.9 if best[run.method, run.epochs] == run.learning_rate else 0.8}]}
+        for run in runs
     }
+    assert choose_learning_rates(plan, validation_accuracies(plan, results)) == best
+
+
+def test_short_tuning_runs_choose_for_all_numbers_of_epochs(config):
+    plan = config(grid=[GRID, LONGER], learning_rates=[1e-3, 1e-2], tuning=TUNING | {"epochs": 0.5})
+    results = {run: {"curve": [{"accuracy": run.learning_rate}]} for run in plan.tuning_runs()}
+    assert {run.epochs for run in results} == {0.5}
+    assert choose_learning_rates(plan, validation_accuracies(plan, results)) == dict.fromkeys(plan.trained(), 1e-2)
+
+
+def test_where_the_grid_has_none_of_the_tuning_noise_all_of_it_is_used(config):
+    plan = config(
+        grid=[GRID | {"noise": ["clean"]}], learning_rates=[1e-3, 1e-2], tuning={"noise": ["flip"], "seeds": [0]}
+    )
+    assert {run.noise for run in plan.tuning_runs()} == {"flip"}
 
 
 def test_settings_hold_all_that_decides_a_run_and_nothing_else(config):

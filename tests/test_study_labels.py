@@ -37,7 +37,7 @@ def study(tmp_path):
 
 def test_a_row_of_a_table_stays_one(study):
     config, cells, _ = study
-    text = report(config, dict.fromkeys(METHODS, 1e-3), cells, Bootstrap(LABELS), {})
+    text = report(config, {}, cells, Bootstrap(LABELS), {})
     assert "10 \\| 40 %" in text
     assert "(a\\nb\\|c)" in text
     assert all(line.endswith("|") for line in text.splitlines() if line.startswith("|"))

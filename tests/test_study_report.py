@@ -14,6 +14,7 @@ from study_data import plan
 
 from trl_capo.study import table
 from trl_capo.study.config import StudyConfig
+from trl_capo.study.rates import choose_learning_rates
 from trl_capo.study.report import write_report
 from trl_capo.study.table import Bootstrap, Cell
 
@@ -133,11 +134,13 @@ def study(tmp_path):
         {"methods": ["rd"], "noise": ["flip"], "seeds": [0], "epochs": 1},
         {"methods": ["dpo", "capo"], "noise": ["flip"], "seeds": [0], "epochs": 3},
     ]
-    tuning = {"noise": ["flip"], "seeds": [0], "epochs": 1}
+    tuning = {"noise": ["flip"], "seeds": [0]}
     options = {"methods": methods, "grid": grid, "learning_rates": [1e-3, 1e-2], "tuning": tuning}
     config = StudyConfig(**plan("a/model", "data/pairs", tmp_path, **options))
-    chosen = {"dpo": 1e-3, "capo": 1e-2, "rd": 1e-3}
-    runs = {run: tmp_path / "runs" / run.name for run in config.grid_runs(chosen)}
+    tried = {trained: {1e-3: 0.7, 1e-2: 0.65} for trained in config.trained()}
+    tried["capo", 1] = {1e-3: 0.61, 1e-2: 0.625}
+    rates = choose_learning_rates(config, tried)
+    runs = {run: tmp_path / "runs" / run.name for run in config.grid_runs(rates)}
     for run, folder in runs.items():
         folder.mkdir(parents=True)
         better = {"dpo": 0, "rd": 1, "capo": 2}[run.method]
@@ -161,7 +164,7 @@ def study(tmp_path):
             "versions": {"trl-capo": "1.2.3", "trl": "4.5"},
         }
         (folder / "result.json").write_text(json.dumps(result))
-    return config, chosen, runs, tmp_path
+    return config, tried, runs, tmp_path
 
 
 def test_the_report_of_frozen_runs_is_the_frozen_text(study):
@@ -209,7 +212,7 @@ def test_a_group_that_no_font_can_draw_gets_a_number(study, monkeypatch):
 
 
 def test_runs_on_other_pairs_are_refused(study):
-    config, chosen, runs, folder = study
+    config, tried, runs, folder = study
     last = list(runs.values())[-1]
     np.savez(last / "margins.npz", margins=np.ones(7, np.float32), labels=np.array(["de"] * 7))
     with pytest.raises(ValueError, match="runs of capo under flip were measured on other test pairs"):
@@ -234,7 +237,7 @@ def test_all_versions_are_told(study):
 
 
 def test_without_groups_there_is_one_row_a_run_and_no_map(study):
-    config, chosen, runs, folder = study
+    config, tried, runs, folder = study
     for path in runs.values():
         np.savez(path / "margins.npz", margins=np.array([1, -1], np.float32), labels=np.array(["", ""]))
     write_report(*study)

@@ -78,7 +78,8 @@ def test_learning_rates_are_chosen_by_tuning_runs_on_the_validation_split(fake):
     report = (folder / "report.md").read_text()
     assert "| dpo | clean | 1 | 0, 1 | 0.01 |" in report
     assert "| capo | clean | 1 | 0, 1 | 0.001 |" in report
-    assert "Of the learning rates 0.01, 0.001, each method has the best on the validation split." in report
+    assert "| dpo | 1 | 60.0 | 90.0 (chosen) |" in report
+    assert "| capo | 1 | 90.0 (chosen) | 60.0 |" in report
     run()
     assert started == []
 

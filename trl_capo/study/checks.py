@@ -133,7 +133,8 @@ def _grid_problems(config: Any) -> Iterator[str]:
     for block in config.grid:
         yield from _block_problems(config, "grid", block, ("methods", "noise", "seeds", "epochs"))
     if config.tuning is not None:
-        yield from _block_problems(config, "tuning", config.tuning, ("noise", "seeds", "epochs"))
+        epochs = ("epochs",) if isinstance(config.tuning, Mapping) and "epochs" in config.tuning else ()
+        yield from _block_problems(config, "tuning", config.tuning, ("noise", "seeds", *epochs))
     elif len(config.learning_rates) > 1:
         yield "learning_rates: there are several, and no `tuning` runs that choose one."
 
@@ -142,7 +143,7 @@ def _block_problems(config: Any, name: str, block: Any, keys: tuple[str, ...]) -
     if not isinstance(block, Mapping) or set(block) != set(keys):
         yield f"{name}: {block!r} needs {', '.join(keys[:-1])} and {keys[-1]}, and nothing else."
         return
-    for key in keys[:-1]:
+    for key in (key for key in keys if key != "epochs"):
         values = block[key]
         if not isinstance(values, list) or not values:
             yield f"{name}: {key}={values!r} must be a list."
@@ -156,7 +157,7 @@ def _block_problems(config: Any, name: str, block: Any, keys: tuple[str, ...]) -
                     yield f"{name}: {key}: {entry!r} must be text. In YAML, put it in quotes."
                 elif entry not in defined:
                     yield f"{name}: {key}: {entry!r} is not defined."
-    if not _is_positive(block["epochs"]):
+    if "epochs" in keys and not _is_positive(block["epochs"]):
         yield f"{name}: epochs={block['epochs']!r} must be a positive number."
 
 

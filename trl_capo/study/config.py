@@ -29,6 +29,9 @@ class Run:
         return re.sub(r"[/\\]", "_", "-".join(parts)) + f"-lr{self.learning_rate:.2e}"  # it names a folder
 
 
+Trained = tuple[str, float]
+"""A method and for how many epochs it is trained."""
+
 PREPARATION = Run("dpo", "none", 0, 0, 0.0)
 """Of no epochs: it trains nothing, and fills the memory that the other runs share."""
 
@@ -52,8 +55,9 @@ class StudyConfig:
             The value `true_rate` stands for the share of pairs that the run's noise has changed.
         noise: label -> `{kind, rate, score_column}`, as `trl_capo.noise.inject_noise`.
         grid: blocks of `{methods, noise, seeds, epochs}`; every combination in a block is a run.
-        learning_rates: those tried; with several, each method gets the best on the validation split.
-        tuning: `{noise, seeds, epochs}` of the runs that choose the learning rate.
+        learning_rates: those tried; with several, each method gets the best on the validation split, one for every
+            number of epochs in the grid.
+        tuning: `{noise, seeds}` of the runs that choose the learning rate, and `epochs` where shorter ones shall do.
         baseline: the method that others are compared with.
         training: options of `CAPOConfig` for all runs.
         lora: options of PEFT's `LoraConfig`; None trains the whole model.
@@ -117,25 +121,40 @@ class StudyConfig:
         own = {**vars(run), "options": options, "inject": inject}
         return json.loads(json.dumps({**own, "shared": self.shared}))
 
+    def trained(self) -> list[Trained]:
+        """The grid's methods, each with every number of epochs it is trained for: each has its learning rate."""
+        return list(dict.fromkeys((method, block["epochs"]) for block in self.grid for method in block["methods"]))
+
+    def tuning_epochs(self, epochs: float) -> float:
+        """How long the runs are that choose the learning rate of those of so many epochs."""
+        return epochs if self.tuning is None else self.tuning.get("epochs", epochs)
+
     def tuning_runs(self) -> list[Run]:
-        """The runs that choose each method's learning rate, the grid's among them; none where there is no choice."""
+        """The runs that choose the learning rates, the grid's among them; none where there is no choice.
+
+        Of the noise that tuning names, the grid's own for the method and its epochs: all of it where there is none.
+        """
         if len(set(self.learning_rates)) == 1:
             return []
-        used = [label for label in self.methods if any(label in block["methods"] for block in self.grid)]
         plan = self.tuning
+        used: dict[Trained, set[str]] = {}
+        for block in self.grid:
+            for method in block["methods"]:
+                used.setdefault((method, block["epochs"]), set()).update(block["noise"])
         runs = [
-            Run(method, noise, seed, plan["epochs"], rate)
+            Run(method, noise, seed, self.tuning_epochs(epochs), rate)
             for seed in plan["seeds"]
             for noise in plan["noise"]
-            for method in used
+            for (method, epochs), own in used.items()
+            if noise in own or own.isdisjoint(plan["noise"])
             for rate in self.learning_rates
         ]
         return list(dict.fromkeys(runs))
 
-    def grid_runs(self, learning_rate: Mapping[str, float]) -> list[Run]:
-        """The runs of the grid at each method's learning rate: block by block, all methods of a seed together."""
+    def grid_runs(self, learning_rate: Mapping[Trained, float]) -> list[Run]:
+        """The runs of the grid with these learning rates: block by block, all methods of a seed together."""
         runs = [
-            Run(method, noise, seed, block["epochs"], learning_rate[method])
+            Run(method, noise, seed, block["epochs"], learning_rate[method, block["epochs"]])
             for block in self.grid
             for seed in block["seeds"]
             for noise in block["noise"]
@@ -145,7 +164,7 @@ class StudyConfig:
 
     def possible_runs(self) -> list[Run]:
         """Every run there can be, whatever learning rates are chosen."""
-        rates = [dict.fromkeys(self.methods, rate) for rate in dict.fromkeys(self.learning_rates)]
+        rates = [dict.fromkeys(self.trained(), rate) for rate in dict.fromkeys(self.learning_rates)]
         return list(dict.fromkeys(self.tuning_runs() + [run for chosen in rates for run in self.grid_runs(chosen)]))
 
 

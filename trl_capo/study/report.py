@@ -10,14 +10,15 @@ from datasets import Dataset
 
 from trl_capo.fonts import one_line
 from trl_capo.study import table
-from trl_capo.study.config import Run, StudyConfig
+from trl_capo.study.config import Run, StudyConfig, Trained
 from trl_capo.study.plots import plot_study
+from trl_capo.study.rates import Tried, choose_learning_rates
 from trl_capo.study.table import Bootstrap, Cell, Estimate, Key
 
 Format = Callable[[Estimate], str]
 
 
-def write_report(config: StudyConfig, chosen: Mapping[str, float], runs: Mapping[Run, Path], folder: Path) -> None:
+def write_report(config: StudyConfig, tried: Tried, runs: Mapping[Run, Path], folder: Path) -> None:
     """Write the table, the report and the plots of the grid's runs into the study's folder."""
     cells = table.read_cells(runs)
     rows = table.tidy_rows(cells)
@@ -28,18 +29,19 @@ def write_report(config: StudyConfig, chosen: Mapping[str, float], runs: Mapping
     Dataset.from_list(rows).to_parquet(folder / "results.parquet")
     bootstrap = Bootstrap(next(iter(cells.values())).labels)
     plots = plot_study(config, cells, bootstrap, folder)
-    (folder / "report.md").write_text(report(config, chosen, cells, bootstrap, plots), encoding="utf-8")
+    (folder / "report.md").write_text(report(config, tried, cells, bootstrap, plots), encoding="utf-8")
 
 
 def report(
     config: StudyConfig,
-    chosen: Mapping[str, float],
+    tried: Tried,
     cells: Mapping[Key, Cell],
     bootstrap: Bootstrap,
     plots: Mapping[Path, str],
 ) -> str:
     """The report as Markdown."""
     first = next(iter(cells.values()))
+    chosen = choose_learning_rates(config, tried)
     done, planned = sum(len(cell.seeds) for cell in cells.values()), len(config.grid_runs(chosen))
     run = {name for _, noise, method in cells for name in (noise, method)}
     lines = [
@@ -63,9 +65,7 @@ def report(
             lines += [f"### {title}", "", *_markdown(config, part, cell_text), ""]
         lines += _noise_rates(part)
     lines += ["## Runs", "", *_run_table(chosen, cells), ""]
-    if len(config.learning_rates) > 1:
-        tried = ", ".join(f"{rate:g}" for rate in config.learning_rates)
-        lines += [f"Of the learning rates {tried}, each method has the best on the validation split.", ""]
+    lines += _learning_rates(config, tried)
     lines += [f"![{caption}]({plot.name})" for plot, caption in plots.items()]
     lines += ["", *_versions(cells)]
     return "\n".join(lines) + "\n"
@@ -172,7 +172,27 @@ def _found_and_true(results: list[dict[str, Any]], name: str) -> str:
     return f"{found:.0f} ({true:.0f})"
 
 
-def _run_table(chosen: Mapping[str, float], cells: Mapping[Key, Cell]) -> list[str]:
+def _learning_rates(config: StudyConfig, tried: Tried) -> list[str]:
+    """What the runs that choose the learning rates found."""
+    if not tried:
+        return []
+    rates = sorted(set(config.learning_rates))
+    rows = [["method", "epochs", *(f"{rate:g}" for rate in rates)]]
+    for (method, epochs), found in tried.items():
+        best = choose_learning_rates(config, tried)[method, epochs]
+        texts = (f"{100 * found[rate]:.1f}" + (" (chosen)" if rate == best else "") for rate in rates)
+        rows.append([method, f"{epochs:g}", *texts])
+    plan = config.tuning
+    length = f" of {plan['epochs']:g} epochs" if "epochs" in plan else ""
+    noise, seeds = ", ".join(plan["noise"]), ", ".join(map(str, plan["seeds"]))
+    note = (
+        f"Accuracy on the validation split, %, by learning rate, in the mean of runs{length} with noise {noise} "
+        f"(where the grid has it) and seed {seeds}."
+    )
+    return ["## Learning rates", "", note, "", *_lines(rows), ""]
+
+
+def _run_table(chosen: Mapping[Trained, float], cells: Mapping[Key, Cell]) -> list[str]:
     rows: list[list[Any]] = [
         ["method", "noise", "epochs", "seeds", "learning rate", "steps", "seconds a run", "peak MB"]
     ]
@@ -182,7 +202,16 @@ def _run_table(chosen: Mapping[str, float], cells: Mapping[Key, Cell]) -> list[s
         seeds = ", ".join(map(str, cell.seeds))
         steps = cell.results[0]["steps"]
         rows.append(
-            [method, noise, f"{epochs:g}", seeds, f"{chosen[method]:g}", steps, f"{seconds:.0f}", f"{memory:.0f}"]
+            [
+                method,
+                noise,
+                f"{epochs:g}",
+                seeds,
+                f"{chosen[method, epochs]:g}",
+                steps,
+                f"{seconds:.0f}",
+                f"{memory:.0f}",
+            ]
         )
     return _lines(rows)
 

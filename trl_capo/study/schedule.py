@@ -28,6 +28,7 @@ from trl_capo.study.config import PREPARATION, Run, StudyConfig
 from trl_capo.study.data import check_runs
 from trl_capo.study.files import read_json, write_json
 from trl_capo.study.inputs import describe_inputs, settle_inputs
+from trl_capo.study.rates import choose_learning_rates, validation_accuracies
 from trl_capo.study.report import write_report
 from trl_capo.study.run import ERROR, RESULT, SETTINGS, WITH_STUDY
 
@@ -70,17 +71,17 @@ def _study(config: StudyConfig, folder: Path, jobs: int) -> Path:
     _run_all(config, [PREPARATION], 1, "Preparing")  # with all cores
     tuning = config.tuning_runs()
     _run_all(config, tuning, jobs, "Choosing learning rates")
-    chosen = choose_learning_rates(config, {run: _result(folder, run) for run in tuning})
-    grid = config.grid_runs(chosen)
+    tried = validation_accuracies(config, {run: _result(folder, run) for run in tuning})
+    grid = config.grid_runs(choose_learning_rates(config, tried))
     _run_all(config, grid, jobs, "Running the grid")
-    write_report(config, chosen, {run: folder / "runs" / run.name for run in grid}, folder)
+    write_report(config, tried, {run: folder / "runs" / run.name for run in grid}, folder)
     return folder
 
 
 def report_done(config: StudyConfig) -> Path:
     """Report on the grid's runs that are done, and start none; returns the study's folder.
 
-    A method has no runs yet while those that choose its learning rate are not all done.
+    A method has no runs of so many epochs yet while those that choose its learning rate there are not all done.
 
     Raises:
         ValueError, OSError: as `study`, and where no run of the grid is done.
@@ -89,28 +90,18 @@ def report_done(config: StudyConfig) -> Path:
     config.output_dir = str(folder)
     _check_folder(config, folder)
     tuning = config.tuning_runs()
-    open_methods = {run.method for run in tuning if not _is_done(config, run)}
-    chosen = choose_learning_rates(
-        config, {run: _result(folder, run) for run in tuning if run.method not in open_methods}
-    )
-    grid = [run for run in config.grid_runs(chosen) if run.method not in open_methods and _is_done(config, run)]
+    missing = {(run.method, run.epochs) for run in tuning if not _is_done(config, run)}
+    known = [run for run in tuning if (run.method, run.epochs) not in missing]
+    tried = validation_accuracies(config, {run: _result(folder, run) for run in known})
+    grid = [
+        run
+        for run in config.grid_runs(choose_learning_rates(config, tried))
+        if (run.method, config.tuning_epochs(run.epochs)) not in missing and _is_done(config, run)
+    ]
     if not grid:
         raise ValueError(f"output_dir={config.output_dir!r}: no run of the grid is done there. Run the study first.")
-    write_report(config, chosen, {run: folder / "runs" / run.name for run in grid}, folder)
+    write_report(config, tried, {run: folder / "runs" / run.name for run in grid}, folder)
     return folder
-
-
-def choose_learning_rates(config: StudyConfig, results: dict[Run, dict[str, Any]]) -> dict[str, float]:
-    """Each method's learning rate with the best mean accuracy on the validation split, the lower one of equals."""
-    rates = dict.fromkeys(config.methods, config.learning_rates[0])
-    for method in {run.method for run in results}:
-        accuracies: dict[float, list[float]] = {}
-        for run, result in results.items():
-            if run.method == method:
-                accuracies.setdefault(run.learning_rate, []).append(result["curve"][-1]["accuracy"])
-        means = {rate: sum(values) / len(values) for rate, values in accuracies.items()}
-        rates[method] = max(sorted(means), key=means.__getitem__)
-    return rates
 
 
 def _check_folder(config: StudyConfig, folder: Path) -> None:
