@@ -94,17 +94,17 @@ def test_logits_and_gradients_are_those_of_the_padded_batch(shape, first, kind):
 def test_a_token_sees_its_own_sequence_and_the_common_beginning():
     """Worked by hand: chosen 5 6 7, rejected 5 8: five tokens less the common one."""
     ids, real = torch.tensor([[5, 6, 7], [5, 8, 0]]), torch.tensor([[True, True, True], [True, True, False]])
-    packing = Packing(ids, real)
-    assert packing.rows.tolist() == [0, 0, 0, 1]
-    assert packing.places.tolist() == [0, 1, 2, 1]
+    packing = Packing(ids, real, 8)
+    assert packing.rows.tolist() == [[0, 0, 0, 1]]
+    assert packing.places.tolist() == [[0, 1, 2, 1]]
     assert packing.source.tolist() == [[0, 1, 2], [0, 3, 0]]
     assert packing.mask[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
 
 
 def test_equal_sequences_are_computed_once():
     ids, real = torch.tensor([[5, 6, 0], [5, 6, 0]]), torch.tensor([[True, True, False]] * 2)
-    packing = Packing(ids, real)
-    assert packing.rows.tolist() == [0, 0]
+    packing = Packing(ids, real, 8)
+    assert packing.rows.tolist() == [[0, 0]]
     assert packing.source[:, :2].tolist() == [[0, 1], [0, 1]]
 
 
@@ -115,6 +115,30 @@ def test_an_odd_number_of_sequences_shares_nothing():
     tokens = Tokens(model)
     torch.testing.assert_close(outcome(model, inputs), expected, rtol=1e-4, atol=2e-4)
     assert tokens.seen == [12, 9, 9]
+
+
+@pytest.mark.parametrize("row", [1, 9, 12, 20])
+def test_rows_of_any_length_give_the_same(row):
+    inputs = pairs(**SHAPES[-1])
+    expected, model = outcome(make("gemma"), inputs), make("gemma")
+    PackedLayers(model, 1, row)
+    torch.testing.assert_close(outcome(model, inputs), expected, rtol=1e-4, atol=2e-4)
+
+
+def test_rows_are_filled_by_the_longest_pairs_first():
+    """Pairs of 3, 5, 2 and 4 tokens in rows of 8: 5 and 3, 4 and 2; padding at the end of the second row."""
+    lengths = [3, 5, 2, 4]
+    ids = torch.zeros(8, 5, dtype=torch.long)
+    real = torch.zeros(8, 5, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        ids[row] = torch.arange(5)
+        real[row, :length] = True
+    real[4:, 0] = True  # each rejected sequence is the first token, which is shared
+    packing = Packing(ids, real, 8)
+    assert packing.rows.tolist() == [[1, 1, 1, 1, 1, 0, 0, 0], [3, 3, 3, 3, 2, 2, -8, -8]]
+    assert packing.places.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 0, 1, 0, 0]]
+    assert packing.source[:, 0].tolist() == [5, 0, 12, 8] * 2
+    assert packing.mask.any(dim=-1).all()  # no token attends to nothing, whose softmax has no value
 
 
 def beyond_the_window():

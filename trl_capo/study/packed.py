@@ -1,4 +1,4 @@
-"""Every token computed once: a batch in one row, without padding, and a pair's prompt once for both its answers.
+"""Every token computed once: pairs one behind the other, hardly any padding, and a pair's prompt for both its answers.
 
 A batch of pairs repeats each prompt and pads every sequence to the longest. Where the layers are all that costs, as
 on a CPU, more than half of that is work that nobody needs. Results agree with those of the padded batch, but for
@@ -14,24 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+ROW = 128
+"""Tokens of a packed row, if no pair is longer: attention costs by the square of it, and shorter rows pad more."""
+
 
 class PackedLayers:
-    """Runs the layers from `first` on over a packed row in the place of a padded batch.
+    """Runs the layers from `first` on over packed rows in the place of a padded batch.
 
     Args:
         model: a causal language model of Transformers whose decoder runs `layers` one after the other.
         first: the lowest layer that is packed; those below see the batch as it is.
+        row: tokens of a packed row, if no pair is longer.
     """
 
-    def __init__(self, model: Any, first: int) -> None:
+    def __init__(self, model: Any, first: int, row: int = ROW) -> None:
         decoder = model.get_decoder()
         config = decoder.config
         both_ways = getattr(config, "use_bidirectional_attention", None)
         self._usable = config._attn_implementation == "sdpa" and not both_ways
         self._window = getattr(config, "sliding_window", None)
+        self._row = row
         self._packing: Packing | None = None
         decoder.register_forward_pre_hook(self._plan, with_kwargs=True)
         layers = decoder.layers[first:]
+        self._first = layers[0]
         for layer in layers:
             layer.register_forward_pre_hook(self._pack, with_kwargs=True)
         layers[-1].register_forward_hook(self._unpack)
@@ -44,7 +50,7 @@ class PackedLayers:
         if any(kwargs.get(name) is not None for name in ("past_key_values", "position_ids")):
             return
         if padded_on_the_right(mask) and ids.shape[1] <= (self._window or ids.shape[1]):
-            self._packing = Packing(ids, mask.bool())
+            self._packing = Packing(ids, mask.bool(), self._row)
 
     def _pack(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         packing = self._packing
@@ -52,14 +58,14 @@ class PackedLayers:
             self._packing = None
             return None
         states, *others = args
-        if states.shape[:2] == packing.source.shape:
-            states = states[packing.rows, packing.places][None]
-        own = {"attention_mask": packing.mask, "position_ids": packing.places[None]}
-        own["position_embeddings"] = tuple(table[:1, packing.places] for table in kwargs["position_embeddings"])
+        if layer is self._first:
+            states = states[packing.rows.clamp(min=0), packing.places]
+        own = {"attention_mask": packing.mask, "position_ids": packing.places}
+        own["position_embeddings"] = tuple(table[0, packing.places] for table in kwargs["position_embeddings"])
         return (states, *others), kwargs | own
 
     def _unpack(self, layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        return None if self._packing is None else output[0][self._packing.source]
+        return None if self._packing is None else output.flatten(0, 1)[self._packing.source]
 
 
 class Packing:
@@ -68,29 +74,57 @@ class Packing:
     Args:
         ids: (B, T) tokens, padded on the right.
         real: (B, T), false at padding.
+        row: tokens of a packed row, if no pair is longer.
 
     Attributes:
-        rows, places: (N,) the row and place that each packed token is taken from.
-        source: (B, T) the packed token of every place of the batch; 0 at padding.
-        mask: (1, 1, N, N), true where a token attends to another.
+        rows, places: (R, N) the row and place that each packed token is taken from; at padding a row below 0, place 0.
+        source: (B, T) the packed token of every place of the batch, counted row by row; the first at padding.
+        mask: (R, 1, N, N), true where a token attends to another.
     """
 
-    def __init__(self, ids: Tensor, real: Tensor) -> None:
-        count, half = len(ids), len(ids) // 2
+    def __init__(self, ids: Tensor, real: Tensor, row: int) -> None:
+        count = len(ids)
+        half = count // 2 if count % 2 == 0 else count  # an odd batch has no pairs
         shared = torch.zeros_like(real)
-        if half * 2 == count:
-            same = (ids[:half] == ids[half:]) & real[:half] & real[half:]
-            shared[half:] = same.cumprod(dim=1).bool()
-        taken = real & ~shared
-        self.rows, self.places = taken.nonzero(as_tuple=True)
-        self.source = torch.zeros(ids.shape, dtype=torch.long, device=ids.device)
-        self.source[taken] = torch.arange(len(self.rows), device=ids.device)
+        if half < count:
+            shared[half:] = ((ids[:half] == ids[half:]) & real[:half] & real[half:]).cumprod(dim=1)
+        rows, places = (real & ~shared).nonzero(as_tuple=True)
+        order = torch.argsort(rows % half, stable=True)  # by pair
+        rows, places = rows[order], places[order]
+        lengths = torch.bincount(rows % half, minlength=half)
+        starts, width, height = _fill(lengths.tolist(), row)
+        first = lengths.cumsum(0) - lengths
+        slots = torch.tensor(starts, device=ids.device)[rows % half] + torch.arange(len(rows), device=ids.device)
+        slots -= first[rows % half]
+        self.rows = torch.full((height * width,), -count, device=ids.device).index_copy(0, slots, rows)
+        self.rows = self.rows.view(height, width)
+        self.places = torch.zeros_like(self.rows).flatten().index_copy(0, slots, places).view(height, width)
+        self.source = torch.zeros_like(ids).index_put((rows, places), slots)
         self.source[half:] = torch.where(shared[half:], self.source[: count - half], self.source[half:])
-        common = shared.sum(dim=1)
-        other = self.rows[None, :] == (self.rows - half)[:, None]
-        before = self.places[None, :] <= self.places[:, None]
-        within = self.rows[None, :] == self.rows[:, None]
-        self.mask = (within & before | other & (self.places[None, :] < common[self.rows][:, None]))[None, None]
+        common = shared.sum(dim=1)[self.rows.clamp(min=0)]
+        before = self.places[:, None, :] <= self.places[:, :, None]
+        within = self.rows[:, None, :] == self.rows[:, :, None]
+        other = self.rows[:, None, :] == self.rows[:, :, None] - half
+        in_common = self.places[:, None, :] < common[:, :, None]
+        self.mask = (within & before | other & in_common)[:, None]
+
+
+def _fill(lengths: list[int], row: int) -> tuple[list[int], int, int]:
+    """Where each of these lengths starts in rows that are filled one by one, and the rows' length and number.
+
+    The longest first, each into the first row that has room (first-fit decreasing).
+    """
+    room = max(row, *lengths)
+    filled: list[int] = []
+    found: dict[int, tuple[int, int]] = {}
+    for pair in sorted(range(len(lengths)), key=lambda pair: -lengths[pair]):
+        place = next((i for i, used in enumerate(filled) if used + lengths[pair] <= room), len(filled))
+        if place == len(filled):
+            filled.append(0)
+        found[pair] = place, filled[place]
+        filled[place] += lengths[pair]
+    width = max(filled)
+    return [found[pair][0] * width + found[pair][1] for pair in range(len(lengths))], width, len(filled)
 
 
 def padded_on_the_right(mask: Tensor) -> bool:
