@@ -36,7 +36,7 @@ def simulate(folder: Path, pairs: int, batch: int) -> float:
     order, spent = torch.cat([torch.randperm(pairs // EPOCHS) for _ in range(EPOCHS + 1)])[:pairs], 0.0
     logger.on_train_begin(args, state, None)
     for numbers in order.split(batch):
-        values = tuple(torch.randn(7, len(numbers)))
+        values = tuple(torch.randn(8, len(numbers)))
         state.epoch = state.global_step * batch * EPOCHS / pairs
         begun = time.perf_counter()
         logger.on_step_begin(args, state, None)

@@ -23,7 +23,7 @@ def make_log(
 def row(pair: int, epoch: int, margin: float, **values: Any) -> dict[str, Any]:
     """A row of a log, in which the confidence is the sigmoid of the margin."""
     usual = {"relative_reward": margin, "confidence": 1 / (1 + np.exp(-margin)), "reference_margin": 0.0}
-    return {"pair": pair, "epoch": epoch, "noise_rate": 0.2} | usual | values
+    return {"pair": pair, "epoch": epoch, "noise_rate": 0.2, "group_noise_rate": 0.2} | usual | values
 
 
 def two_kinds(generator: np.random.Generator, pairs: int, rate: float, apart: float = 3.0):

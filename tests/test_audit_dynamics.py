@@ -22,7 +22,7 @@ def random_rows(generator: np.random.Generator, total: int, epochs: int) -> list
         chosen = generator.permutation(total)[: generator.integers(1, total + 1)]
         for pair in [*chosen.tolist(), *chosen[: len(chosen) // 4].tolist()]:
             margin = float(np.float32(generator.normal() * 3)) if generator.random() > 0.05 else math.nan
-            values = {"group": GROUPS[pair % 3], "noise_rate": float(np.float32(generator.random()))}
+            values = {"group": GROUPS[pair % 3], "group_noise_rate": float(np.float32(generator.random()))}
             rows.append(row(pair, epoch, margin, reference_margin=float(pair), **values))
     return rows
 
@@ -79,9 +79,9 @@ def test_scores_of_four_pairs_worked_by_hand(tmp_path):
 
 
 def test_the_trainings_rates_are_the_last_of_the_first_epoch(tmp_path):
-    rows = [row(0, 0, 1, group="de", noise_rate=0.25), row(1, 0, 1, group="sw", noise_rate=0.25)]
-    rows += [row(2, 0, 1, group="de", noise_rate=0.125), row(3, 0, 1, noise_rate=0.5)]
-    rows += [row(0, 1, 1, group="de", noise_rate=0.75)]  # a pair's own rate
+    rows = [row(0, 0, 1, group="de", group_noise_rate=0.25), row(1, 0, 1, group="sw", group_noise_rate=0.25)]
+    rows += [row(2, 0, 1, group="de", group_noise_rate=0.125), row(3, 0, 1, group_noise_rate=0.5)]
+    rows += [row(0, 1, 1, group="de", group_noise_rate=0.75)]  # a pair's own rate
     expected = {"de": 0.125, "sw": 0.25, None: 0.5}
     for shard in (1, 2, 5):
         folder = tmp_path / str(shard)
@@ -95,11 +95,11 @@ def test_a_fixed_rate_is_no_estimate(tmp_path):
 def test_where_every_label_was_believed_the_confidence_is_the_models(tmp_path):
     """sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4; as in the log if it has another noise rate."""
     margins = {0: math.log(3), 1: -math.log(3)}
-    rows = [row(0, epoch, margin, confidence=1.0, noise_rate=0.0) for epoch, margin in margins.items()]
+    rows = [row(0, epoch, margin, confidence=1.0, group_noise_rate=0.0) for epoch, margin in margins.items()]
     believed = read_dynamics(make_log(tmp_path / "0", rows, 1))
     assert [believed.first_confidence, believed.final_confidence] == pytest.approx([0.75, 0.25])
     assert [believed.mean_confidence, believed.variability] == pytest.approx([0.5, 0.25])
-    doubted = read_dynamics(make_log(tmp_path / "1", [line | {"noise_rate": 0.1} for line in rows], 1))
+    doubted = read_dynamics(make_log(tmp_path / "1", [line | {"group_noise_rate": 0.1} for line in rows], 1))
     assert [doubted.first_confidence, doubted.variability] == [1.0, 0.0]
 
 

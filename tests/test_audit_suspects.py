@@ -26,7 +26,7 @@ def make_ranking(folder, size: int = 90, names=("de", "sw", "日本"), texts: bo
     generator = np.random.default_rng(0)
     margins, wrong = two_kinds(generator, size, 0.25)
     rows = [
-        row(pair, epoch, (1 + epoch) * margins[pair], group=names[pair % 3], noise_rate=0.2 + pair / 1000)
+        row(pair, epoch, (1 + epoch) * margins[pair], group=names[pair % 3], group_noise_rate=0.2 + pair / 1000)
         for epoch in range(3)
         for pair in range(1, size)
     ]

@@ -1,16 +1,13 @@
 """The estimate of the noise rates at work in CAPOTrainer: which pairs it uses, and which pairs use it."""
 
-import math
-
 import pytest
-import torch
 from conftest import logged
 from pair_oracle import make_pool
+from rates_oracle import KeepEstimates, own_rates
 from test_modes import COMMON, Oracle, expected_logs, load, relative_rewards
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 from trl_capo import CAPOTrainer
-from trl_capo.agreement import TEMPERATURES
 from trl_capo.noise_rate import NoiseRateEstimate
 
 
@@ -31,14 +28,15 @@ def test_an_unfinished_step_is_forgotten_when_a_training_starts(model_dir, other
     assert rates[0] != NoiseRateEstimate().noise_rates.tolist()
 
 
-def test_second_training_goes_on_with_the_estimate(model_dir, pairs, make_args):
-    trainer = CAPOTrainer(model_dir, args=make_args(max_steps=3), train_dataset=pairs)
+def test_second_training_goes_on_with_the_estimate(model_dir, other_model_dir, pairs, make_args):
+    """3 steps each: the fourth begins with what was known after the third, of the labels and of the reference."""
+    trainer = CAPOTrainer(model_dir, load(other_model_dir), args=make_args(max_steps=3), train_dataset=pairs)
+    kept = KeepEstimates(trainer)
+    trainer.add_callback(kept)
     trainer.train()
-    before = trainer._capo_estimate.noise_rates.tolist()
+    state = trainer._capo_estimate.state()["args"]["saved"]
     trainer.train()
-    second = [entry for entry in trainer.state.log_history if "capo/noise_rate" in entry][-3]
-    assert second["capo/noise_rate"] == pytest.approx(sum(before[1:]) / 3, rel=0.05)
-    assert before != NoiseRateEstimate().noise_rates.tolist()
+    assert kept.states[3] == state != kept.states[0]
 
 
 def test_estimate_is_frozen_after_the_first_epoch(model_dir, other_model_dir, pairs, make_args):
@@ -53,24 +51,20 @@ def test_estimate_is_frozen_after_the_first_epoch(model_dir, other_model_dir, pa
 
 
 def test_estimated_rates_scale_every_pair_by_its_group(make_args, model_dir, other_model_dir, pairs):
-    """Step 2 must use what was estimated in step 1, for every pair the rate of its own language."""
+    """Step 2 must use what was estimated in step 1, for every pair the rate of its own language, and what the
+    reference's margin says of it there."""
     args = make_args(**COMMON | {"noise_rate": "auto", "max_steps": 2})
     trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, train_dataset=pairs)
     oracle = Oracle(pairs, load(other_model_dir))
     trainer.add_callback(oracle)
-    estimates = []
-
-    class KeepEstimates(TrainerCallback):
-        def on_step_begin(self, *_, **__):
-            estimates.append(trainer._capo_estimate.by_group())
-
-    trainer.add_callback(KeepEstimates())
+    kept = KeepEstimates(trainer)
+    trainer.add_callback(kept)
     trainer.train()
-    size, rates = args.per_device_train_batch_size, estimates[1]
-    languages = pairs["language"][size : 2 * size]
-    assert len(set(rates.values())) == 3
-    used = torch.tensor([rates[language] for language in languages])
-    expected = expected_logs(oracle.steps[1], used, args)
+    size, rates = args.per_device_train_batch_size, kept.rates[1]
+    assert len(set(rates.values())) == 4  # three languages, and all
+    used, weight = own_rates(oracle.steps[1], pairs["language"][size : 2 * size], rates, kept.of_slope[1])
+    assert used.max() - used.min() > 0.05
+    expected = expected_logs(oracle.steps[1], used, args, weight)
     assert {key: trainer.state.log_history[1][key] for key in expected} == pytest.approx(expected, rel=1e-4)
 
 
@@ -83,27 +77,16 @@ def test_pairs_met_again_are_scaled_by_what_the_model_thought_of_them_first(
     pairs, sizes = make_pool(), {"max_steps": 9, "per_device_train_batch_size": 4, "learning_rate": 1e-4}
     args = make_args(**COMMON | {"noise_rate": "auto"} | sizes)
     trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, train_dataset=pairs)
-    oracle, states, rates = Oracle([*pairs, *pairs], load(other_model_dir)), [], []
-
-    class KeepEstimates(TrainerCallback):
-        def on_step_begin(self, *_, **__):
-            states.append(trainer._capo_estimate.state()["args"]["saved"])
-            rates.append(trainer._capo_estimate.by_group())
-
+    oracle, kept = Oracle([*pairs, *pairs], load(other_model_dir)), KeepEstimates(trainer)
     trainer.add_callback(oracle)
-    trainer.add_callback(KeepEstimates())
+    trainer.add_callback(kept)
     trainer.train()
-    assert sum(states[1]["shares"]) == 0
-    assert sum(states[2]["shares"]) == pytest.approx(1)
-    own = []
-    for rho, language in zip(relative_rewards(oracle.steps[2], args).tolist(), pairs["language"][8:12], strict=True):
-        belief = sum(
-            share / (1 + math.exp(-rho / t)) for share, t in zip(states[2]["shares"], TEMPERATURES, strict=True)
-        )
-        wrong = rates[8][language] * (1 - belief)
-        own.append(min(0.5, wrong / (wrong + (1 - rates[8][language]) * belief)))
-    own = torch.tensor(own, dtype=torch.float64)
+    shares = [state["shares"] for state in kept.states]
+    assert sum(shares[1]) == 0
+    assert sum(shares[2]) == pytest.approx(1)
+    rhos = relative_rewards(oracle.steps[2], args).tolist()
+    own, weight = own_rates(oracle.steps[8], pairs["language"][8:12], kept.rates[8], kept.of_slope[8], rhos, shares[2])
     assert own.max() - own.min() > 0.05
-    expected = expected_logs(oracle.steps[8], own, args, weight=1 - 2 * own)
+    expected = expected_logs(oracle.steps[8], own, args, weight)
     assert {key: trainer.state.log_history[8][key] for key in expected} == pytest.approx(expected, rel=2e-3)
     assert trainer.state.log_history[8]["capo/noise_rate"] == pytest.approx(float(own.mean()), rel=2e-3)

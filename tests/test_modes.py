@@ -18,6 +18,7 @@ from conftest import byte_tokenizer, logged, save_tiny_model, tiny_config, tiny_
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from PIL import Image
+from rates_oracle import KeepEstimates, own_rates
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlavaForConditionalGeneration, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -119,13 +120,19 @@ def train_and_compare(model, reference, pairs, args, dataset=None, tolerance=1e-
     """Trains; each step must log what the oracle says, the weights must move and the scales differ from 1."""
     oracle = Oracle(pairs, reference)
     trainer = CAPOTrainer(model, args=args, train_dataset=dataset or pairs, callbacks=[oracle], **options)
+    kept, auto = KeepEstimates(trainer), args.noise_rate == "auto"
+    if auto:
+        trainer.add_callback(kept)
     before = weights(trainer.model)
     trainer.train()
     assert not same(before, weights(trainer.model))
     rates = logged(trainer, "capo/noise_rate")
     assert len(rates) == len(oracle.steps) == args.max_steps
-    for entry, step, rate in zip(trainer.state.log_history, oracle.steps, rates, strict=False):
-        expected = expected_logs(step, rate, args)
+    for place, (entry, step, rate) in enumerate(zip(trainer.state.log_history, oracle.steps, rates, strict=False)):
+        weight = 1.0
+        if auto:  # in the first epoch, and without groups
+            rate, weight = own_rates(step, [None] * len(step), kept.rates[place], kept.of_slope[place])
+        expected = expected_logs(step, rate, args, weight)
         if tolerance > 1e-3:  # rounding may turn the sign of a rho near 0
             del expected["capo/contradicted"]
         expected["loss"] += trainer.router_aux_loss_coef * entry.get("aux_loss", 0.0)

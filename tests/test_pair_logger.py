@@ -13,6 +13,7 @@ import torch
 from conftest import logged, make_pairs
 from datasets import Dataset
 from pair_oracle import BETA, make_pool, score_pairs
+from rates_oracle import KeepEstimates
 from test_modes import load
 from transformers import TrainerCallback, TrainerState
 
@@ -57,6 +58,8 @@ def test_every_row_is_what_an_oracle_makes_of_its_pair_at_its_step(model_dir, ot
     args.eval_steps = 3
     data = {"train_dataset": pool, "eval_dataset": pool.select(range(4))}
     trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, callbacks=[scores], **data)
+    kept_rates = KeepEstimates(trainer)
+    trainer.add_callback(kept_rates)
     trainer.train()
     rows = rows_of(Path(args.output_dir, "pair_log"))
     assert [row["step"] for row in rows] == [step for step in range(1, 9) for _ in range(2 if step == 6 else 4)]
@@ -74,7 +77,10 @@ def test_every_row_is_what_an_oracle_makes_of_its_pair_at_its_step(model_dir, ot
         assert row["reference_margin"] == pytest.approx(policy - rho / BETA, rel=1e-4, abs=1e-4)
         p = 1 / (1 + math.exp(-rho))
         confidence = (1 - rate) * p / ((1 - rate) * p + rate * (1 - p))
-        told = 1 - 2 * rate if row["epoch"] else 1  # a pair that is met again
+        rates = kept_rates.rates[row["step"] - 1]
+        of_group = rates.get(group, rates[None])
+        assert row["group_noise_rate"] == pytest.approx(of_group, rel=1e-6)
+        told = (1 - 2 * rate) / max(1 - 2 * of_group, 0.2)
         assert row["confidence"] == pytest.approx(confidence, rel=1e-4)
         assert row["scale"] == pytest.approx(told * confidence / (1 - rate), rel=1e-4, abs=1e-6)
     for step, rate in enumerate(logged(trainer, "capo/noise_rate"), start=1):
@@ -172,7 +178,7 @@ def test_100_000_pairs_pass_through_a_bounded_buffer(tmp_path, make_args):
         if start % 100 == 0:
             logger.on_step_begin(args, state, None)
         numbers = torch.arange(start, start + 50)
-        logger.add(numbers, numbers % 3 - 1, (numbers.float(), 0.5, *(torch.rand(50) for _ in range(5))))
+        logger.add(numbers, numbers % 3 - 1, (numbers.float(), 0.5, *(torch.rand(50) for _ in range(6))))
         held = max(held, sum(map(len, logger._numbers)), sum(map(len, logger._values)))
         if start % 100 == 50:
             state.global_step += 1

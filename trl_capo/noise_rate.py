@@ -12,19 +12,23 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from trl_capo import reference
 from trl_capo.agreement import NOISE_RATES, TEMPERATURES, evidence, fit, log_likelihood
 
 BLOCK_PAIRS = 400.0
 """Pairs in a block, over which the model is taken to be equally sure of itself; blocks end with a step."""
 
+LEAST_TOLD = 0.2
+"""Of 1 - 2e, what a label tells on average, for the weights of pairs: where e is 1/2, no pair is to outweigh all."""
+
 
 class NoiseRateEstimate(TrainerCallback, ExportableState):
     """Noise rates of all pairs, of every group, and of every pair that has been met, fitted while training.
 
-    The fit (docs/method.md, eq. 6) uses every pair once, as the model first sees it; from the second epoch on it is
-    frozen. What the model thought of a pair then is remembered: it tells more of the pair's label than what it thinks
-    after it has learned from it (eq. 7). All of it is kept in the trainer state of every checkpoint and restored when
-    a training is resumed. Rates move between optimiser steps only.
+    The fits (docs/method.md, eq. 6 and 8) use every pair once, as the model first sees it; from the second epoch on
+    they are frozen. What the model thought of a pair then is remembered: it tells more of the pair's label than what
+    it thinks after it has learned from it (eq. 7). All of it is kept in the trainer state of every checkpoint and
+    restored when a training is resumed. Rates move between optimiser steps only.
 
     Args:
         saved: what `state` saved.
@@ -32,23 +36,29 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
 
     def __init__(self, saved: dict[str, Any] | None = None) -> None:
         self._grid = [torch.tensor(NOISE_RATES), torch.tensor(TEMPERATURES)]
+        self._slopes = torch.tensor(reference.SLOPES)
         self.labels: list[str] = list(saved["labels"]) if saved else []
         self._past = torch.tensor(saved["past"]) if saved else torch.zeros(1, len(NOISE_RATES))
         self._block = torch.tensor(saved["block"]) if saved else torch.zeros(1, *map(len, self._grid))
         self._pairs = torch.tensor(saved["pairs"] if saved else 0)
+        of_slopes = (
+            _decode(saved["reference"], np.float32) if saved else torch.zeros(len(NOISE_RATES) * len(self._slopes))
+        )
+        self._reference = of_slopes.view(-1, len(NOISE_RATES), len(self._slopes))
         # Of the last finished block: the first pairs are met by a model of which nothing is known.
         self._shares = torch.tensor(saved["shares"]) if saved else torch.zeros(len(TEMPERATURES))
-        self._evidence = _decode(saved["evidence"]) if saved else torch.empty(0, dtype=torch.float16)
+        self._evidence = _decode(saved["evidence"], np.float16) if saved else torch.empty(0, dtype=torch.float16)
         self._learning = True
         self._step: tuple[Tensor, Tensor] | None = None
         self._step_labels: list[str] = []
         self._met: list[tuple[Tensor, Tensor]] = []
         self.noise_rates = torch.tensor(saved["rates"]) if saved else fit(self._past, self._block, *self._grid)[0]
+        self._fit_slopes()
 
     def state(self) -> dict[str, Any]:
         kept = {"past": self._past, "block": self._block, "pairs": self._pairs, "shares": self._shares}
         kept["rates"] = self.noise_rates
-        saved = {"labels": self.labels, "evidence": _encode(self._evidence)}
+        saved = {"labels": self.labels, "evidence": _encode(self._evidence), "reference": _encode(self._reference)}
         saved |= {name: tensor.tolist() for name, tensor in kept.items()}
         return {"args": {"saved": saved}, "attributes": {}}
 
@@ -71,10 +81,13 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             groups: (B,) numbers of groups, places in `labels`, or -1.
             labels: the names of all groups known by now.
         """
+        return self.noise_rates[self._rows(groups, labels)]
+
+    def _rows(self, groups: Tensor, labels: Sequence[str]) -> Tensor:
+        """(B,) which row of the fits is each pair's: its group's, or that of all pairs."""
         self._to(groups.device)
         place = {label: row for row, label in enumerate(self.labels, start=1)}
-        rows = torch.tensor([*(place.get(label, 0) for label in labels), 0], device=groups.device)
-        return self.noise_rates[rows[groups]]
+        return torch.tensor([*(place.get(label, 0) for label in labels), 0], device=groups.device)[groups]
 
     def make_room(self, numbered: int, device: torch.device) -> None:
         """Be ready for pairs with the numbers 0 to `numbered` - 1."""
@@ -83,27 +96,48 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             new = self._evidence.new_full((numbered - len(self._evidence),), torch.nan)
             self._evidence = torch.cat([self._evidence, new])
 
-    def own_rates(self, pairs: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
-        """The noise rate of every pair by itself, where it has been met before, and the weight of its loss (eq. 7).
+    def own_rates(
+        self, groups: Tensor, labels: Sequence[str], pairs: Tensor | None, margin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The noise rate of every pair by itself, and the weight that its label has by what it tells (eq. 7).
 
         Args:
-            pairs: (B,) pair numbers, for which there is room.
-            rates: (B,) the noise rates of their groups.
+            groups, labels: as in `rates`.
+            pairs: (B,) pair numbers, for which there is room; None where pairs cannot be recognised.
+            margin: (B,) standardised margins of the reference.
 
         Returns:
-            (B,) rates e in [0, 0.5], and (B,) weights: 1 - 2e, how much a label tells, and 1 for pairs not met before.
+            (B,) rates e_i in [0, 0.5], and (B,) weights (1 - 2 e_i) / (1 - 2e), about 1 in the mean of a group.
         """
-        known = self._evidence[pairs].float()
-        own = torch.sigmoid(torch.logit(rates) - known).clamp(max=0.5)
-        return torch.where(known.isnan(), rates, own), torch.where(known.isnan(), 1.0, 1.0 - 2.0 * own)
+        rows = self._rows(groups, labels)
+        rates = self.noise_rates[rows]
+        known = torch.zeros_like(margin) if pairs is None else self._evidence[pairs].float().nan_to_num()
+        odds = reference.belief(margin, known, self._of_slope[rows], self._slopes)
+        own = torch.sigmoid(torch.logit(rates) - odds).clamp(max=0.5)
+        return own, (1.0 - 2.0 * own) / (1.0 - 2.0 * rates).clamp(min=LEAST_TOLD)
 
-    def add(self, rho: Tensor, groups: Tensor, labels: Sequence[str], pairs: Tensor | None = None) -> None:
-        """Add a micro-batch of a training step: (B,) relative rewards, groups and numbers; `labels` as in `rates`."""
+    def add(
+        self,
+        rho: Tensor,
+        groups: Tensor,
+        labels: Sequence[str],
+        pairs: Tensor | None = None,
+        margin: Tensor | None = None,
+    ) -> None:
+        """Add a micro-batch of a training step.
+
+        Args:
+            rho: (B,) relative rewards; one that is not finite says nothing.
+            groups, labels, pairs, margin: as in `own_rates`; without margins, nothing is learned of the reference.
+        """
         if not self._learning:
             return
         self._to(rho.device)
         rho = rho.detach().float()
-        likelihood = log_likelihood(rho, *self._grid)
+        margin = torch.zeros_like(rho) if margin is None else torch.where(rho.isfinite(), margin, 0.0)
+        known = evidence(rho, self._shares, self._grid[1])
+        of_reference = reference.log_likelihood(margin, known, self._grid[0], self._slopes)
+        likelihood = torch.cat([log_likelihood(rho, *self._grid), of_reference], dim=2)
         rows = torch.arange(-1, len(labels), device=rho.device)[:, None]
         member = ((rows == -1) | (rows == groups)).to(likelihood.dtype)
         sums = (member @ likelihood.flatten(1)).unflatten(1, likelihood.shape[1:])
@@ -124,12 +158,17 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             self._remember(pairs_met, rho)
         self._met = []
         self._align(self._step_labels)
-        self._block = self._block + _more_rows(sums, len(self._block))
+        of_rho, of_reference = _more_rows(sums, len(self._block)).split([len(TEMPERATURES), len(self._slopes)], dim=2)
+        self._block, self._reference = self._block + of_rho, self._reference + of_reference
         self._pairs = self._pairs + pairs
         self.noise_rates, likelihoods, shares = fit(self._past, self._block, *self._grid)
+        self._fit_slopes()
         ends = self._pairs >= BLOCK_PAIRS  # a tensor, so that no GPU is waited for
         self._past, self._shares = torch.where(ends, likelihoods, self._past), torch.where(ends, shares, self._shares)
         self._block, self._pairs = torch.where(ends, 0.0, self._block), torch.where(ends, 0, self._pairs)
+
+    def _fit_slopes(self) -> None:
+        self._of_slope = reference.posteriors(self._reference, self.noise_rates, self._grid[0], self._slopes)
 
     def _remember(self, pairs: Tensor, rho: Tensor) -> None:
         """Keep the evidence of the pairs, (B,) numbers and relative rewards, that are new."""
@@ -149,7 +188,8 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         """Give the sums a row for every label, these first: groups appear, and a resumed stream may reorder them."""
         order = labels + [label for label in self.labels if label not in labels]
         if order != self.labels:
-            self._past, self._block = (self._in_order(sums, order) for sums in (self._past, self._block))
+            kept = (self._past, self._block, self._reference)
+            self._past, self._block, self._reference = (self._in_order(sums, order) for sums in kept)
             self.labels = order
 
     def _in_order(self, sums: Tensor, order: list[str]) -> Tensor:
@@ -172,7 +212,8 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             self._grid = [values.to(device) for values in self._grid]
             self._past, self._block, self._pairs = (kept.to(device) for kept in (self._past, self._block, self._pairs))
             self._shares, self._evidence = self._shares.to(device), self._evidence.to(device)
-            self.noise_rates = self.noise_rates.to(device)
+            self.noise_rates, self._of_slope = self.noise_rates.to(device), self._of_slope.to(device)
+            self._reference, self._slopes = self._reference.to(device), self._slopes.to(device)
 
 
 def _more_rows(rows: Tensor, count: int) -> Tensor:
@@ -183,5 +224,5 @@ def _encode(values: Tensor) -> str:
     return base64.b64encode(values.cpu().numpy().tobytes()).decode()
 
 
-def _decode(text: str) -> Tensor:
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype=np.float16).copy())
+def _decode(text: str, dtype: type) -> Tensor:
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype=dtype).copy())

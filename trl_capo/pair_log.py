@@ -27,6 +27,7 @@ MEASURES = (
     "confidence",
     "scale",
     "noise_rate",
+    "group_noise_rate",
     "chosen_logps",
     "rejected_logps",
     "reference_margin",

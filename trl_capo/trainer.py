@@ -25,6 +25,7 @@ from trl_capo.nonfinite import Suspects, broken_kinds, non_finite_loss
 from trl_capo.pair_logger import make_pair_logger
 from trl_capo.pairs import COLUMNS, PairCollator, PairIndex, split_batch
 from trl_capo.recorder import PairRecorder, pair_rows
+from trl_capo.reference import standardised_margin
 from trl_capo.resuming import ResumableDPOTrainer
 from trl_capo.seam import FirstOutput, check_agreement, given_ref_logps, policy_log_probs
 from trl_capo.weights import weight_problems
@@ -158,7 +159,9 @@ class CAPOTrainer(ResumableDPOTrainer):
         )
         self._capo_check_agreement(dpo_loss, rho)
         groups = self._capo_index.groups(pairs, labels, len(rho), self.accelerator)
-        rate, told = self._capo_rates(groups, pairs)
+        margin = references[0] - references[1]
+        standardised = standardised_margin(margin, sum(inputs["completion_mask"].sum(dim=1).chunk(2)))
+        rate, told = self._capo_rates(groups, pairs, standardised)
         agreed = confidence_scale(rho, noise_rate=rate, temperature=self._capo_temperature)
         scale = told * agreed
         loss = self._capo_loss(dpo_loss, rho, scale if weights is None else weights * scale, policy.value)
@@ -167,27 +170,29 @@ class CAPOTrainer(ResumableDPOTrainer):
         suspects = Suspects(broken_kinds(logps, references, rho, loss), groups, pairs)
         confidence = agreed * (1.0 - rate)
         self._capo_record(pair_rows(rewards, logps, rho, scale, confidence, rate, weights), suspects)
-        if self._capo_pair_logger is not None and self.model.training:
-            margin = references[0] - references[1]
-            self._capo_pair_logger.add(pairs, groups, (rho, confidence, scale, rate, *logps, margin))
         estimate = self._capo_estimate
+        if self._capo_pair_logger is not None and self.model.training:
+            of_group = rate if estimate is None else estimate.rates(groups, self._capo_index.labels)
+            self._capo_pair_logger.add(pairs, groups, (rho, confidence, scale, rate, of_group, *logps, margin))
         if estimate is not None and self.model.training:
             counted = rho if weights is None else rho.masked_fill(weights == 0, torch.nan)
-            estimate.add(counted, groups, self._capo_index.labels, pairs)
+            estimate.add(counted, groups, self._capo_index.labels, pairs, standardised)
             if self.accelerator.sync_gradients:
                 estimate.end_step(self.accelerator)
         return (loss, outputs) if return_outputs else loss
 
-    def _capo_rates(self, groups: Tensor, pairs: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
-        """The noise rates of a batch's pairs, and how much their labels tell: in training their own, once met."""
+    def _capo_rates(
+        self, groups: Tensor, pairs: Tensor | None, margin: Tensor
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """The noise rates of a batch's pairs, in training each its own, and how much their labels tell."""
         estimate = self._capo_estimate
         if estimate is None:
             return self._capo_noise_rate, 1.0
-        rates = estimate.rates(groups, self._capo_index.labels)
-        if pairs is None or not self.model.training:
-            return rates, 1.0
-        estimate.make_room(self._capo_index.numbered, pairs.device)
-        return estimate.own_rates(pairs, rates)
+        if not self.model.training:
+            return estimate.rates(groups, self._capo_index.labels), 1.0
+        if pairs is not None:
+            estimate.make_room(self._capo_index.numbered, pairs.device)
+        return estimate.own_rates(groups, self._capo_index.labels, pairs, margin)
 
     def _capo_loss(self, dpo_loss: Tensor, rho: Tensor, scale: Tensor, outputs: Any) -> Tensor:
         """DPOTrainer's loss with its "sigmoid" term scaled, (B,); `outputs` is what the policy returned."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from trl_capo.pair_log import Log
 
-COLUMNS = ("epoch", "pair", "group", "relative_reward", "confidence", "noise_rate", "reference_margin")
+COLUMNS = ("epoch", "pair", "group", "relative_reward", "confidence", "group_noise_rate", "reference_margin")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def read_dynamics(log: Log) -> Dynamics:
     rates, spread, believes_all = {}, set(), None
     for batch in log.batches(COLUMNS):
         rows = _columns(batch, labels)
-        believes_all = not rows["noise_rate"].any() if believes_all is None else believes_all
+        believes_all = not rows["group_noise_rate"].any() if believes_all is None else believes_all
         if believes_all:
             rows["confidence"] = 1.0 / (1.0 + np.exp(-np.clip(rows["relative_reward"].astype(float), -700.0, 700.0)))
         if len(rows["pair"]) and not (rows["pair"].min() >= 0 and rows["pair"].max() < total):
@@ -124,7 +124,7 @@ def _first_rates(rows: Mapping[str, np.ndarray], rates: dict[int, float], spread
     """Note the last noise rate of every group in the first epoch, and two values where it is not always the same."""
     first = np.flatnonzero(rows["epoch"] == 0)
     if len(first):
-        group, rate = rows["group"][first], rows["noise_rate"][first]
+        group, rate = rows["group"][first], rows["group_noise_rate"][first]
         codes, last = np.unique(group[::-1], return_index=True)
         rates.update(zip(codes.tolist(), rate[::-1][last].tolist(), strict=True))
         spread |= {float(rate.min()), float(rate.max())}

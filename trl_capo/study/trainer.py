@@ -48,13 +48,17 @@ class StudyTrainer(CAPOTrainer):
         self._study_reference = inputs.get("ref_chosen_logps"), inputs.get("ref_rejected_logps")  # where precomputed
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def _capo_rates(self, groups: Tensor, pairs: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
-        self._study_pairs = pairs
-        if self._study_own.get("one_rate"):
+    def _capo_rates(
+        self, groups: Tensor, pairs: Tensor | None, margin: Tensor
+    ) -> tuple[Tensor | float, Tensor | float]:
+        self._study_pairs, own = pairs, self._study_own
+        if own.get("one_rate"):
             groups = torch.full_like(groups, -1)
-        self._study_rates = super()._capo_rates(groups, pairs)
-        if not self._study_own.get("first_sight", 1):
-            self._study_rates = super()._capo_rates(groups, None)
+        if not own.get("reference", 1):
+            margin = torch.zeros_like(margin)
+        self._study_rates = super()._capo_rates(groups, pairs, margin)
+        if not own.get("first_sight", 1):
+            self._study_rates = super()._capo_rates(groups, None, margin)
         return self._study_rates
 
     def _capo_loss(self, dpo_loss: Tensor, rho: Tensor, scale: Tensor, outputs: Any) -> Tensor:

@@ -16,8 +16,9 @@ from trl_capo.losses import confidence_scale
 OWN = {
     **dict.fromkeys(("scale_floor", "running_mean", "length_normalised", "calibrated", "one_rate"), 0.0),
     "first_sight": 1.0,
+    "reference": 1.0,
 }
-"""The options, all of them off, and `first_sight` on, as in CAPO: 1 is on and 0 off, but for the floor's value.
+"""The options as in CAPO, the last two on and the others off: 1 is on and 0 off, but for the floor's value.
 
 - scale_floor: the least scale, so that a pair that was given up can come back.
 - running_mean: confidence in the mean of the pair's relative rewards so far, of all epochs.
@@ -25,7 +26,8 @@ OWN = {
 - calibrated: the belief p is the mean over the temperatures that the label-agreement curve was fitted with (eq. 6) in
   the last finished block of pairs, instead of sigmoid(rho / tau).
 - one_rate: one estimated noise rate for all languages.
-- first_sight: pairs that are met again have a rate of their own (docs/method.md, eq. 7).
+- first_sight: what the model thought of a pair at first sight tells of its label (docs/method.md, eq. 7).
+- reference: the reference's own margin tells of the label (eq. 8).
 """
 
 

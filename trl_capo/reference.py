@@ -1,0 +1,78 @@
+"""What the reference model's own ranking of a pair tells of its label, learned language by language.
+
+A reference that knows a language gives the better answer more probability, and one that does not may do the opposite:
+how much its margin says is a slope a, fitted to how often labels agree with it (docs/method.md, eq. 8). In every group
+the reference is presumed to know nothing, a = 0, until the group's own pairs show otherwise; no group lends it to
+another. The belief averages over all slopes that the pairs leave possible, so that few pairs say little.
+
+Everything is a sum over pairs of log-likelihoods on a fixed grid, as in agreement.py. Pure functions of tensors; (E,)
+are the noise rates and (A,) the slopes of the grid, (R, ...) stands for all pairs and then every group.
+"""
+
+import torch
+from torch import Tensor
+
+SLOPES = tuple(0.25 * step for step in range(-12, 13))
+"""The slopes tried: log-odds by standardised margin. Below 0 the reference prefers what the labels reject."""
+
+SLOPE_SPREADS = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Standard deviations of the slopes around 0, of which the groups together tell the likely ones."""
+
+SURE = 1e-5
+"""Bound of a belief, from 0 and from 1."""
+
+
+def standardised_margin(margin: Tensor, tokens: Tensor) -> Tensor:
+    """(B,) the reference's margins on a scale that neither lengths nor outliers stretch: asinh(margin / sqrt(tokens)).
+
+    Args:
+        margin: (B,) log pi_ref(chosen) - log pi_ref(rejected) in nats. One that is not finite says nothing: 0.
+        tokens: (B,) of both answers together; a sum of so many terms grows with their square root.
+    """
+    margin = torch.where(margin.isfinite(), margin.float(), 0.0)
+    return torch.asinh(margin / tokens.clamp(min=1).sqrt())
+
+
+def log_likelihood(margin: Tensor, evidence: Tensor, noise_rates: Tensor, slopes: Tensor) -> Tensor:
+    """(B, E, A) log-likelihood of every pair's label: log(e + (1-2e) sigmoid(z + a x)).
+
+    Args:
+        margin: (B,) x, standardised margins of the reference.
+        evidence: (B,) z, log-odds by what the policy thinks of the pair before it has learned from it, so that the
+            slopes tell what the reference knows beyond that.
+        noise_rates: (E,) in (0, 0.5].
+        slopes: (A,).
+    """
+    belief = torch.sigmoid(evidence[:, None] + margin[:, None] * slopes)[:, None, :]
+    rates = noise_rates[:, None]
+    return torch.log(rates + (1.0 - 2.0 * rates) * belief)
+
+
+def posteriors(likelihoods: Tensor, rates: Tensor, noise_rates: Tensor, slopes: Tensor) -> Tensor:
+    """(R, A) how likely every slope is for all pairs together, and for every group.
+
+    Args:
+        likelihoods: (R, E, A) sums of log-likelihoods over the pairs of all, and of every group.
+        rates: (R,) their noise rates, of which the nearest of the grid count.
+        noise_rates, slopes: (E,), (A,), the grid.
+    """
+    nearest = (noise_rates - rates[:, None]).abs().argmin(dim=1)
+    own = likelihoods[torch.arange(len(rates), device=rates.device), nearest]
+    spreads = slopes.new_tensor(SLOPE_SPREADS)[:, None]
+    prior = torch.log_softmax(-0.5 * (slopes / spreads) ** 2, dim=1)
+    joint = prior[:, None] + own  # (spreads, R, A)
+    groups = joint[:, 1:] if len(rates) > 1 else joint
+    of_spread = torch.softmax(torch.logsumexp(groups, dim=2).sum(dim=1), dim=0)
+    return torch.einsum("s,sra->ra", of_spread, torch.softmax(joint, dim=2))
+
+
+def belief(margin: Tensor, evidence: Tensor, posterior: Tensor, slopes: Tensor) -> Tensor:
+    """(B,) log-odds that the labels are right, of the mean of sigmoid(z + a x) over the slopes a.
+
+    Args:
+        margin, evidence: as in `log_likelihood`.
+        posterior: (B, A) how likely the slopes are in the pairs' groups.
+        slopes: (A,).
+    """
+    of_slope = torch.sigmoid(evidence[:, None] + margin[:, None] * slopes)
+    return torch.logit((posterior * of_slope).sum(dim=1), eps=SURE)
