@@ -52,8 +52,9 @@ class CAPOConfig(DPOConfig):
             the order in which policy and reference draw random numbers). `0.5` trusts a label
             exactly as far as the model agrees with it. `"auto"` estimates it while training, for every group of
             `group_column`, from how often the labels agree with the model on pairs that it has not learned from yet:
-            in the first epoch, over all processes; then it is frozen, and a pair that is met again has a rate of its
-            own, from what the model thought of it at first sight. Kept in checkpoints.
+            in the first epoch, over all processes; then it is frozen. Every pair has a rate of its own by what the
+            reference thinks of it, as far as that agrees with the labels of its group, and, when it is met again, by
+            what the model thought of it at first sight. Kept in checkpoints.
         confidence_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature tau > 0 of the confidence, in units of reward (beta times nats). `1` is the Bradley-Terry model
             that DPO assumes; less gives up contradicted pairs sooner; a large value gives every pair the scale 1.

@@ -42,10 +42,10 @@ class CAPOTrainer(ResumableDPOTrainer):
 
     Logged beside TRL's metrics, in training and evaluation:
 
-    - `capo/noise_rate`: the rate in use, in [0, 0.5], as a mean over the pairs, of those met again their own (eq. 7);
+    - `capo/noise_rate`: the rate in use, in [0, 0.5], as a mean over the pairs; "auto" gives each its own (eq. 7);
       in training with the rate "auto" also `capo/noise_rate/<group>`, the estimate for every group of `group_column`;
     - `capo/confidence`: mean confidence c that a label is right, in [0, 1];
-    - `capo/scale`, `capo/scale_min`, `capo/scale_max`: the scale s of the pair losses, in [0, 2];
+    - `capo/scale`, `capo/scale_min`, `capo/scale_max`: the scale s of the pair losses, in [0, 5];
     - `capo/contradicted`: share of the pairs with a negative relative reward, which the model ranks against the label;
     - `capo/weight`: mean of the column `weight`, where there is one; no other metric is weighted;
     - `rewards/accuracies/<group>` and `rewards/margins/<group>` of every group of `group_column`; over the groups, the
@@ -161,6 +161,8 @@ class CAPOTrainer(ResumableDPOTrainer):
         groups = self._capo_index.groups(pairs, labels, len(rho), self.accelerator)
         margin = references[0] - references[1]
         standardised = standardised_margin(margin, sum(inputs["completion_mask"].sum(dim=1).chunk(2)))
+        if self.args.sync_ref_model:  # a reference that follows the policy has learned from the labels
+            standardised = torch.zeros_like(standardised)
         rate, told = self._capo_rates(groups, pairs, standardised)
         agreed = confidence_scale(rho, noise_rate=rate, temperature=self._capo_temperature)
         scale = told * agreed
