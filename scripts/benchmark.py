@@ -153,10 +153,10 @@ def print_estimate() -> None:
         estimate.make_room(100 * pairs, device)
         for start in range(0, 100 * pairs, pairs):
             rho, numbers = torch.randn(pairs, device=device), torch.arange(start, start + pairs, device=device)
+            margin = torch.randn(pairs, device=device)
             begun = time.perf_counter()
-            rates = estimate.rates(numbers % languages, labels)
-            estimate.own_rates(numbers, rates)
-            estimate.add(rho, numbers % languages, labels, numbers)
+            estimate.own_rates(numbers % languages, labels, numbers, margin)
+            estimate.add(rho, numbers % languages, labels, numbers, margin)
             estimate.end_step(accelerator)
             if GPU:
                 torch.cuda.synchronize()
