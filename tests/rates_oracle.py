@@ -5,8 +5,8 @@ import math
 import torch
 from transformers import TrainerCallback
 
-from trl_capo.agreement import TEMPERATURES
-from trl_capo.reference import SLOPES
+from trl_capo.agreement import NOISE_RATES, TEMPERATURES
+from trl_capo.reference import SLOPE_SPREADS, SLOPES, posteriors
 
 
 def own_rates(step, languages, rates, of_slope, rhos=None, shares=None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,6 +33,22 @@ def own_rates(step, languages, rates, of_slope, rhos=None, shares=None) -> tuple
     return torch.tensor(own, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
 
 
+def slopes_after_a_step(step, languages, rates) -> dict[str | None, list[float]]:
+    """How likely every slope is after the first step, by language (None: of all pairs), likelihoods by plain sums."""
+    names = list(rates)
+    sums = torch.zeros(len(names), len(NOISE_RATES), len(SLOPES), dtype=torch.float64)
+    for language, (chosen, rejected, *references) in zip(languages, step, strict=True):
+        lead = float(references[0].sum() - references[1].sum()) / math.sqrt(len(chosen) + len(rejected))
+        for row, rate in enumerate(NOISE_RATES):
+            for column, slope in enumerate(SLOPES):
+                agrees = rate + (1 - 2 * rate) / (1 + math.exp(-slope * math.asinh(lead)))
+                for name in (None, language):
+                    sums[names.index(name), row, column] += math.log(agrees)
+    grids = (torch.tensor(values, dtype=torch.float64) for values in (NOISE_RATES, SLOPES, SLOPE_SPREADS))
+    found = posteriors(sums, torch.tensor([rates[name] for name in names], dtype=torch.float64), *grids)
+    return dict(zip(names, found.tolist(), strict=True))
+
+
 class KeepEstimates(TrainerCallback):
     """At the begin of every step: the state, and by language (None: of all pairs) rates and shares of the slopes."""
 
@@ -44,4 +60,4 @@ class KeepEstimates(TrainerCallback):
         self.states.append(estimate.state()["args"]["saved"])
         names = [None, *estimate.labels]
         self.rates.append(dict(zip(names, estimate.noise_rates.tolist(), strict=True)))
-        self.of_slope.append(dict(zip(names, estimate._of_slope.tolist(), strict=True)))
+        self.of_slope.append(dict(zip(names, estimate._of_slope[:-1].tolist(), strict=True)))

@@ -3,7 +3,7 @@
 import pytest
 from conftest import logged
 from pair_oracle import make_pool
-from rates_oracle import KeepEstimates, own_rates
+from rates_oracle import KeepEstimates, own_rates, slopes_after_a_step
 from test_modes import COMMON, Oracle, expected_logs, load, relative_rewards
 from transformers import AutoModelForCausalLM
 
@@ -64,6 +64,10 @@ def test_estimated_rates_scale_every_pair_by_its_group(make_args, model_dir, oth
     assert len(set(rates.values())) == 4  # three languages, and all
     used, weight = own_rates(oracle.steps[1], pairs["language"][size : 2 * size], rates, kept.of_slope[1])
     assert used.max() - used.min() > 0.05
+    assert kept.of_slope[1] == {
+        name: pytest.approx(shares, abs=1e-4)
+        for name, shares in slopes_after_a_step(oracle.steps[0], pairs["language"][:size], rates).items()
+    }
     expected = expected_logs(oracle.steps[1], used, args, weight)
     assert {key: trainer.state.log_history[1][key] for key in expected} == pytest.approx(expected, rel=1e-4)
 

@@ -10,6 +10,7 @@ from transformers import TrainerState
 
 from trl_capo.agreement import TEMPERATURES
 from trl_capo.noise_rate import BLOCK_PAIRS, NoiseRateEstimate
+from trl_capo.reference import SLOPES
 
 
 def simulate(estimate, flips, temperature=1.0, pairs=24_000, batch=32, spread=2.0, seed=7):
@@ -232,3 +233,39 @@ def test_pairs_that_say_nothing_of_the_rate_say_nothing_of_the_reference():
     )
     estimate.end_step(Accelerator(cpu=True))
     assert said(estimate, 0, 1.0) == pytest.approx(before, rel=1e-3)
+
+
+def test_a_reference_that_repeats_the_model_adds_nothing():
+    """Its margin is the rho of a calibrated model, whose evidence has said it: the slope is what it knows beyond."""
+    generator, estimate = torch.Generator().manual_seed(4), NoiseRateEstimate()
+    rho = 1.5 * torch.randn(12_000, generator=generator)
+    agrees = torch.rand(len(rho), generator=generator) < 0.2 + 0.6 * torch.sigmoid(rho)
+    rho = torch.where(agrees, rho, -rho)
+    for some in rho.split(100):
+        estimate.add(some, torch.zeros(len(some), dtype=torch.long), ["a"], margin=some)
+        estimate.end_step(Accelerator(cpu=True))
+    assert abs(said(estimate, 0, 1.0)) < 0.25
+
+
+def test_a_group_that_appears_late_borrows_no_slope():
+    """The first's reference is known to be good; of the second nothing is known, and its weight is that of (4)."""
+    estimate = with_reference(NoiseRateEstimate(), {"a": 1.5}, pairs=1_200)
+    rates, weights = estimate.own_rates(torch.tensor([1, 0]), ["a", "b"], None, torch.tensor([1.0, 1.0]))
+    assert rates[0] == pytest.approx(float(estimate.noise_rates[0]), rel=1e-3)
+    assert weights[0] == pytest.approx(1.0, rel=1e-3)
+    assert weights[1] > 1.2
+
+
+@pytest.mark.parametrize(("rate", "slope"), [(0.1, 1.0), (0.3, 2.0), (0.4, 6.0)])
+def test_the_mean_weight_lies_between_1_and_what_perfect_knowledge_gives(rate, slope):
+    """Calibrated pairs: at least 1, and at most (1 - e) / (1 - 2e), where every flipped label is known."""
+    generator, estimate = torch.Generator().manual_seed(6), NoiseRateEstimate()
+    estimate.noise_rates = torch.tensor([rate])
+    estimate._of_slope = (torch.tensor(SLOPES) == min(slope, 3.0)).float().expand(2, -1)
+    margin = 1.5 * torch.randn(100_000, generator=generator) * slope / min(slope, 3.0)
+    agrees = torch.rand(len(margin), generator=generator) < rate + (1 - 2 * rate) * torch.sigmoid(
+        min(slope, 3.0) * margin
+    )
+    margin = torch.where(agrees, margin, -margin)
+    _, weights = estimate.own_rates(torch.full((len(margin),), -1), [], None, margin)
+    assert 1.0 - 0.02 < float(weights.mean()) < (1 - rate) / (1 - 2 * rate) + 0.02

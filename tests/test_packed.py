@@ -55,7 +55,7 @@ class Tokens:
 def outcome(model, inputs):
     """Logits at the real tokens, and the gradients of a weighted sum of them."""
     model.zero_grad()
-    logits = model(**inputs, use_cache=False).logits[inputs["attention_mask"].bool()]
+    logits = model(**{"use_cache": False, **inputs}).logits[inputs["attention_mask"].bool()]
     torch.manual_seed(7)
     (logits * torch.randn_like(logits)).sum().backward()
     return logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]
@@ -149,6 +149,8 @@ CASES = {
     "padding on the left": lambda: (make(), batch((5, 3), left=True)),
     "a sliding window": beyond_the_window,
     "another attention": lambda: (make(attn_implementation="eager"), pairs()),
+    "a cache": lambda: (make(), pairs() | {"use_cache": True}),
+    "all hidden states": lambda: (make(), pairs() | {"output_hidden_states": True}),
     "positions of its own": lambda: (make(), pairs() | {"position_ids": torch.arange(7).expand(4, 7) + 1}),
 }
 

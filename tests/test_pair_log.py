@@ -120,8 +120,8 @@ def test_a_spoilt_shard_is_named_by_who_reads_and_who_goes_on(folder, spoil):
     [
         ("{", "log.json' cannot be read"),
         ("[]", "log.json' cannot be read"),
-        ('{"format": 2}', "it was written by another version"),
-        ('{"format": 1, "pairs": 3}', "fingerprint"),
+        ('{"format": 1}', "it was written by another version"),
+        ('{"format": 2, "pairs": 3}', "fingerprint"),
     ],
 )
 def test_a_log_without_sound_information_is_refused(folder, content, said):

@@ -2,7 +2,7 @@
 
 Decisions by hand come before rules on the scores of an audit. A weight is the expected sign of a label that is wrong
 with probability p: (1 - p) - p = 1 - 2 p, and 0 for a label that is more likely wrong than right; where a rule has
-flipped it, p is 1 less the score. The same factor is in the loss (docs/method.md, eq. 7).
+flipped it, p is 1 less the score. With the estimated rate the loss has that factor too (docs/method.md, eq. 7).
 """
 
 from collections.abc import Mapping

@@ -36,7 +36,7 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
 
     def __init__(self, saved: dict[str, Any] | None = None) -> None:
         self._grid = [torch.tensor(NOISE_RATES), torch.tensor(TEMPERATURES)]
-        self._slopes = torch.tensor(reference.SLOPES)
+        self._slopes, self._spreads = torch.tensor(reference.SLOPES), torch.tensor(reference.SLOPE_SPREADS)
         self.labels: list[str] = list(saved["labels"]) if saved else []
         self._past = torch.tensor(saved["past"]) if saved else torch.zeros(1, len(NOISE_RATES))
         self._block = torch.tensor(saved["block"]) if saved else torch.zeros(1, *map(len, self._grid))
@@ -81,13 +81,16 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             groups: (B,) numbers of groups, places in `labels`, or -1.
             labels: the names of all groups known by now.
         """
-        return self.noise_rates[self._rows(groups, labels)]
+        return self._rates_of(self._rows(groups, labels))
 
     def _rows(self, groups: Tensor, labels: Sequence[str]) -> Tensor:
-        """(B,) which row of the fits is each pair's: its group's, or that of all pairs."""
+        """(B,) which row of the fits is each pair's: its group's, 0 for all pairs, -1 for a group not met yet."""
         self._to(groups.device)
         place = {label: row for row, label in enumerate(self.labels, start=1)}
-        return torch.tensor([*(place.get(label, 0) for label in labels), 0], device=groups.device)[groups]
+        return torch.tensor([*(place.get(label, -1) for label in labels), 0], device=groups.device)[groups]
+
+    def _rates_of(self, rows: Tensor) -> Tensor:
+        return torch.cat([self.noise_rates, self.noise_rates[:1]])[rows]
 
     def make_room(self, numbered: int, device: torch.device) -> None:
         """Be ready for pairs with the numbers 0 to `numbered` - 1."""
@@ -107,10 +110,10 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             margin: (B,) standardised margins of the reference.
 
         Returns:
-            (B,) rates e_i in [0, 0.5], and (B,) weights (1 - 2 e_i) / (1 - 2e), about 1 in the mean of a group.
+            (B,) rates e_i in [0, 0.5], and (B,) weights (1 - 2 e_i) / max(1 - 2e, LEAST_TOLD).
         """
         rows = self._rows(groups, labels)
-        rates = self.noise_rates[rows]
+        rates = self._rates_of(rows)
         known = torch.zeros_like(margin) if pairs is None else self._evidence[pairs].float().nan_to_num()
         odds = reference.belief(margin, known, self._of_slope[rows], self._slopes)
         own = torch.sigmoid(torch.logit(rates) - odds).clamp(max=0.5)
@@ -168,7 +171,10 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         self._block, self._pairs = torch.where(ends, 0.0, self._block), torch.where(ends, 0, self._pairs)
 
     def _fit_slopes(self) -> None:
-        self._of_slope = reference.posteriors(self._reference, self.noise_rates, self._grid[0], self._slopes)
+        """How likely the slopes are: (2 + G, A), the last of a group that has not been met."""
+        sums = torch.cat([self._reference, torch.zeros_like(self._reference[:1])])
+        rates = torch.cat([self.noise_rates, self.noise_rates[:1]])
+        self._of_slope = reference.posteriors(sums, rates, self._grid[0], self._slopes, self._spreads)
 
     def _remember(self, pairs: Tensor, rho: Tensor) -> None:
         """Keep the evidence of the pairs, (B,) numbers and relative rewards, that are new."""
@@ -213,7 +219,8 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             self._past, self._block, self._pairs = (kept.to(device) for kept in (self._past, self._block, self._pairs))
             self._shares, self._evidence = self._shares.to(device), self._evidence.to(device)
             self.noise_rates, self._of_slope = self.noise_rates.to(device), self._of_slope.to(device)
-            self._reference, self._slopes = self._reference.to(device), self._slopes.to(device)
+            kept = (self._reference, self._slopes, self._spreads)
+            self._reference, self._slopes, self._spreads = (tensor.to(device) for tensor in kept)
 
 
 def _more_rows(rows: Tensor, count: int) -> Tensor:

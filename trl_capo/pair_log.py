@@ -20,7 +20,7 @@ from datasets import Dataset
 
 from trl_capo.plain import first_few
 
-FORMAT = 1
+FORMAT = 2
 INFO = "log.json"
 MEASURES = (
     "relative_reward",

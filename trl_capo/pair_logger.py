@@ -19,7 +19,7 @@ from trl_capo.pair_log import SCHEMA, LogInfo, PairLog, check_folder, fingerprin
 from trl_capo.pairs import PairIndex
 
 BUFFERED_PAIRS = 8192
-"""Rows that wait on every process, about; each takes 44 bytes of the device."""
+"""Rows that wait on every process, about; each takes 48 bytes of the device."""
 
 
 class PairLogger(TrainerCallback):

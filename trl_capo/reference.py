@@ -48,18 +48,18 @@ def log_likelihood(margin: Tensor, evidence: Tensor, noise_rates: Tensor, slopes
     return torch.log(rates + (1.0 - 2.0 * rates) * belief)
 
 
-def posteriors(likelihoods: Tensor, rates: Tensor, noise_rates: Tensor, slopes: Tensor) -> Tensor:
+def posteriors(likelihoods: Tensor, rates: Tensor, noise_rates: Tensor, slopes: Tensor, spreads: Tensor) -> Tensor:
     """(R, A) how likely every slope is for all pairs together, and for every group.
 
     Args:
         likelihoods: (R, E, A) sums of log-likelihoods over the pairs of all, and of every group.
         rates: (R,) their noise rates, of which the nearest of the grid count.
         noise_rates, slopes: (E,), (A,), the grid.
+        spreads: (S,) standard deviations of the slopes that are tried.
     """
     nearest = (noise_rates - rates[:, None]).abs().argmin(dim=1)
     own = likelihoods[torch.arange(len(rates), device=rates.device), nearest]
-    spreads = slopes.new_tensor(SLOPE_SPREADS)[:, None]
-    prior = torch.log_softmax(-0.5 * (slopes / spreads) ** 2, dim=1)
+    prior = torch.log_softmax(-0.5 * (slopes / spreads[:, None]) ** 2, dim=1)
     joint = prior[:, None] + own  # (spreads, R, A)
     groups = joint[:, 1:] if len(rates) > 1 else joint
     of_spread = torch.softmax(torch.logsumexp(groups, dim=2).sum(dim=1), dim=0)

@@ -141,7 +141,8 @@ def _grid_problems(config: Any) -> Iterator[str]:
 
 def _block_problems(config: Any, name: str, block: Any, keys: tuple[str, ...]) -> Iterator[str]:
     if not isinstance(block, Mapping) or set(block) != set(keys):
-        yield f"{name}: {block!r} needs {', '.join(keys[:-1])} and {keys[-1]}, and nothing else."
+        optional = ", epochs if wanted" if name == "tuning" and "epochs" not in keys else ""
+        yield f"{name}: {block!r} needs {', '.join(keys[:-1])} and {keys[-1]}{optional}, and nothing else."
         return
     for key in (key for key in keys if key != "epochs"):
         values = block[key]

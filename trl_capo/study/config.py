@@ -133,6 +133,7 @@ class StudyConfig:
         """The runs that choose the learning rates, the grid's among them; none where there is no choice.
 
         Of the noise that tuning names, the grid's own for the method and its epochs: all of it where there is none.
+        Shorter runs, with `epochs` in tuning, are the same for all numbers of epochs, with all their noise.
         """
         if len(set(self.learning_rates)) == 1:
             return []

@@ -5,7 +5,8 @@ on a CPU, more than half of that is work that nobody needs. Results agree with t
 rounding.
 
 Not covered, and left as they are: batches padded on the left, with keys and values from before, with positions of
-their own, or longer than a sliding window; attention other than PyTorch's (`sdpa`); layers that do not take position
+their own, or longer than a sliding window; calls that ask for hidden states, a cache or a router's logits; attention
+other than PyTorch's (`sdpa`), in chunks, or beside recurrent or convolutional layers; layers that do not take position
 embeddings as those of Transformers' decoders do.
 """
 
@@ -29,14 +30,15 @@ class PackedLayers:
 
     def __init__(self, model: Any, first: int, row: int = ROW) -> None:
         decoder = model.get_decoder()
-        config = decoder.config
-        both_ways = getattr(config, "use_bidirectional_attention", None)
-        self._usable = config._attn_implementation == "sdpa" and not both_ways
+        config, layers = decoder.config, decoder.layers[first:]
+        other = ("use_bidirectional_attention", "attention_chunk_size", "output_router_logits", "output_hidden_states")
+        self._usable = config._attn_implementation == "sdpa" and not any(getattr(config, name, None) for name in other)
+        self._usable &= set(getattr(config, "layer_types", None) or []) <= {"full_attention", "sliding_attention"}
+        self._usable &= not any(isinstance(part, nn.Conv1d) for part in layers.modules())  # of recurrent layers
         self._window = getattr(config, "sliding_window", None)
         self._row = row
         self._packing: Packing | None = None
         decoder.register_forward_pre_hook(self._plan, with_kwargs=True)
-        layers = decoder.layers[first:]
         self._first = layers[0]
         for layer in layers:
             layer.register_forward_pre_hook(self._pack, with_kwargs=True)
@@ -48,6 +50,9 @@ class PackedLayers:
         if not self._usable or ids is None or mask is None or mask.ndim != 2:
             return
         if any(kwargs.get(name) is not None for name in ("past_key_values", "position_ids")):
+            return
+        wanted = ("output_hidden_states", "output_router_logits", "output_attentions")
+        if kwargs.get("use_cache") or any(kwargs.get(name) for name in wanted):
             return
         if padded_on_the_right(mask) and ids.shape[1] <= (self._window or ids.shape[1]):
             self._packing = Packing(ids, mask.bool(), self._row)

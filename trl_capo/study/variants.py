@@ -25,7 +25,7 @@ OWN = {
 - length_normalised: confidence in the difference of the rewards per token, times the pair's mean length.
 - calibrated: the belief p is the mean over the temperatures that the label-agreement curve was fitted with (eq. 6) in
   the last finished block of pairs, instead of sigmoid(rho / tau).
-- one_rate: one estimated noise rate for all languages.
+- one_rate: one estimated noise rate, and one opinion of the reference, for all languages.
 - first_sight: what the model thought of a pair at first sight tells of its label (docs/method.md, eq. 7).
 - reference: the reference's own margin tells of the label (eq. 8).
 """
