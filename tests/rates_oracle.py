@@ -9,22 +9,26 @@ from trl_capo.agreement import NOISE_RATES, TEMPERATURES
 from trl_capo.reference import SLOPE_SPREADS, SLOPES, posteriors
 
 
+def standardised(chosen, rejected, ref_chosen, ref_rejected) -> float:
+    """The reference's margin of a pair, from the log-probs of its tokens."""
+    return math.asinh(float(ref_chosen.sum() - ref_rejected.sum()) / math.sqrt(len(chosen) + len(rejected)))
+
+
 def own_rates(step, languages, rates, of_slope, rhos=None, shares=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Every pair's own rate and weight in Bayes' words, by plain sums (docs/method.md, eq. 7).
 
     `rates` and `of_slope` (how likely every slope is) are by language; `rhos` are those of pairs that were met.
     """
     own, weights = [], []
-    for place, (language, (chosen, rejected, *references)) in enumerate(zip(languages, step, strict=True)):
-        lead = float(references[0].sum() - references[1].sum()) / math.sqrt(len(chosen) + len(rejected))
-        odds = 0.0
+    for place, (language, pair) in enumerate(zip(languages, step, strict=True)):
+        margin, odds = standardised(*pair), 0.0
         if rhos is not None:
             first = sum(
                 share / (1 + math.exp(-rhos[place] / t)) for share, t in zip(shares, TEMPERATURES, strict=True)
             )
             odds = math.log(first / (1 - first))
         belief = sum(
-            share / (1 + math.exp(-odds - slope * math.asinh(lead)))
+            share / (1 + math.exp(-odds - slope * margin))
             for share, slope in zip(of_slope[language], SLOPES, strict=True)
         )
         wrong, rate = rates[language] * (1 - belief), rates[language]
@@ -37,11 +41,11 @@ def slopes_after_a_step(step, languages, rates) -> dict[str | None, list[float]]
     """How likely every slope is after the first step, by language (None: of all pairs), likelihoods by plain sums."""
     names = list(rates)
     sums = torch.zeros(len(names), len(NOISE_RATES), len(SLOPES), dtype=torch.float64)
-    for language, (chosen, rejected, *references) in zip(languages, step, strict=True):
-        lead = float(references[0].sum() - references[1].sum()) / math.sqrt(len(chosen) + len(rejected))
+    for language, pair in zip(languages, step, strict=True):
+        margin = standardised(*pair)
         for row, rate in enumerate(NOISE_RATES):
             for column, slope in enumerate(SLOPES):
-                agrees = rate + (1 - 2 * rate) / (1 + math.exp(-slope * math.asinh(lead)))
+                agrees = rate + (1 - 2 * rate) / (1 + math.exp(-slope * margin))
                 for name in (None, language):
                     sums[names.index(name), row, column] += math.log(agrees)
     grids = (torch.tensor(values, dtype=torch.float64) for values in (NOISE_RATES, SLOPES, SLOPE_SPREADS))

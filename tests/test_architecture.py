@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
-    ["losses", "agreement", "reference", "metrics", "statistics", "fonts", "plain", "citation", "memory"],
-    ["messages", "paths", "cells", "data_files", "damaged_files", "value_types", "yaml_files"],
+    ["losses", "agreement", "metrics", "statistics", "fonts", "plain", "citation", "memory"],
+    ["reference", "messages", "paths", "cells", "data_files", "damaged_files", "value_types", "yaml_files"],
     ["degenerate", "memory_table", "repeats", "text_table"],
     ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments", "launch", "lenient"],
     ["checkpoints", "termination", "optimiser", "stand_in"],
@@ -19,10 +19,16 @@ LAYERS = [
     ["pair_log", "pair_logger", "nonfinite", "recorder", "resuming", "loading", "tables", "report", "token_lengths"],
     ["verdicts", "cleaning"],
     ["trainer"],
-    ["study.packed"],
-    ["study.files", "study.inputs", "study.baselines", "study.variants", "study.frozen", "study.methods"],
-    ["study.checks", "study.config", "study.data", "study.table"],
-    ["study.rates"],
+    [
+        "study.files",
+        "study.inputs",
+        "study.baselines",
+        "study.variants",
+        "study.packed",
+        "study.frozen",
+        "study.methods",
+    ],
+    ["study.checks", "study.config", "study.rates", "study.data", "study.table"],
     ["study.plots", "study.report", "study.trainer", "study.run"],
     [
         "audit.dynamics",

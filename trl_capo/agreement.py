@@ -30,6 +30,17 @@ MOST_EVIDENCE = 10.0
 """Bound of the log-odds that one pair's relative reward gives."""
 
 
+def label_log_likelihood(belief: Tensor, noise_rates: Tensor) -> Tensor:
+    """(B, E, K) log P(label agrees) = log(e + (1-2e) p).
+
+    Args:
+        belief: (B, K) probabilities p that the labels are right, were none flipped.
+        noise_rates: (E,) in (0, 0.5].
+    """
+    rates = noise_rates[:, None]
+    return torch.log(rates + (1.0 - 2.0 * rates) * belief[:, None])
+
+
 def log_likelihood(rho: Tensor, noise_rates: Tensor, temperatures: Tensor) -> Tensor:
     """(B, E, T) log-likelihood of every pair's label: log(e + (1-2e) sigmoid(rho / t)).
 
@@ -40,9 +51,8 @@ def log_likelihood(rho: Tensor, noise_rates: Tensor, temperatures: Tensor) -> Te
         temperatures: (T,) positive.
     """
     known = rho.isfinite()
-    belief = torch.sigmoid(torch.where(known, rho, 0.0)[:, None, None] / temperatures)
-    rates = noise_rates[:, None]
-    return torch.log(rates + (1.0 - 2.0 * rates) * belief) * known[:, None, None]
+    belief = torch.sigmoid(torch.where(known, rho, 0.0)[:, None] / temperatures)
+    return label_log_likelihood(belief, noise_rates) * known[:, None, None]
 
 
 def evidence(rho: Tensor, shares: Tensor, temperatures: Tensor) -> Tensor:

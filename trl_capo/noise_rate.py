@@ -81,7 +81,7 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             groups: (B,) numbers of groups, places in `labels`, or -1.
             labels: the names of all groups known by now.
         """
-        return self._rates_of(self._rows(groups, labels))
+        return self._row_rates[self._rows(groups, labels)]
 
     def _rows(self, groups: Tensor, labels: Sequence[str]) -> Tensor:
         """(B,) which row of the fits is each pair's: its group's, 0 for all pairs, -1 for a group not met yet."""
@@ -89,8 +89,10 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
         place = {label: row for row, label in enumerate(self.labels, start=1)}
         return torch.tensor([*(place.get(label, -1) for label in labels), 0], device=groups.device)[groups]
 
-    def _rates_of(self, rows: Tensor) -> Tensor:
-        return torch.cat([self.noise_rates, self.noise_rates[:1]])[rows]
+    @property
+    def _row_rates(self) -> Tensor:
+        """(2 + G,) noise rates of all pairs, of every group, and of a group that has not been met."""
+        return torch.cat([self.noise_rates, self.noise_rates[:1]])
 
     def make_room(self, numbered: int, device: torch.device) -> None:
         """Be ready for pairs with the numbers 0 to `numbered` - 1."""
@@ -113,7 +115,7 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             (B,) rates e_i in [0, 0.5], and (B,) weights (1 - 2 e_i) / max(1 - 2e, LEAST_TOLD).
         """
         rows = self._rows(groups, labels)
-        rates = self._rates_of(rows)
+        rates = self._row_rates[rows]
         known = torch.zeros_like(margin) if pairs is None else self._evidence[pairs].float().nan_to_num()
         odds = reference.belief(margin, known, self._of_slope[rows], self._slopes)
         own = torch.sigmoid(torch.logit(rates) - odds).clamp(max=0.5)
@@ -173,8 +175,7 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
     def _fit_slopes(self) -> None:
         """How likely the slopes are: (2 + G, A), the last of a group that has not been met."""
         sums = torch.cat([self._reference, torch.zeros_like(self._reference[:1])])
-        rates = torch.cat([self.noise_rates, self.noise_rates[:1]])
-        self._of_slope = reference.posteriors(sums, rates, self._grid[0], self._slopes, self._spreads)
+        self._of_slope = reference.posteriors(sums, self._row_rates, self._grid[0], self._slopes, self._spreads)
 
     def _remember(self, pairs: Tensor, rho: Tensor) -> None:
         """Keep the evidence of the pairs, (B,) numbers and relative rewards, that are new."""

@@ -12,6 +12,8 @@ are the noise rates and (A,) the slopes of the grid, (R, ...) stands for all pai
 import torch
 from torch import Tensor
 
+from trl_capo.agreement import label_log_likelihood
+
 SLOPES = tuple(0.25 * step for step in range(-12, 13))
 """The slopes tried: log-odds by standardised margin. Below 0 the reference prefers what the labels reject."""
 
@@ -43,9 +45,7 @@ def log_likelihood(margin: Tensor, evidence: Tensor, noise_rates: Tensor, slopes
         noise_rates: (E,) in (0, 0.5].
         slopes: (A,).
     """
-    belief = torch.sigmoid(evidence[:, None] + margin[:, None] * slopes)[:, None, :]
-    rates = noise_rates[:, None]
-    return torch.log(rates + (1.0 - 2.0 * rates) * belief)
+    return label_log_likelihood(_by_slope(margin, evidence, slopes), noise_rates)
 
 
 def posteriors(likelihoods: Tensor, rates: Tensor, noise_rates: Tensor, slopes: Tensor, spreads: Tensor) -> Tensor:
@@ -74,5 +74,9 @@ def belief(margin: Tensor, evidence: Tensor, posterior: Tensor, slopes: Tensor) 
         posterior: (B, A) how likely the slopes are in the pairs' groups.
         slopes: (A,).
     """
-    of_slope = torch.sigmoid(evidence[:, None] + margin[:, None] * slopes)
-    return torch.logit((posterior * of_slope).sum(dim=1), eps=SURE)
+    return torch.logit((posterior * _by_slope(margin, evidence, slopes)).sum(dim=1), eps=SURE)
+
+
+def _by_slope(margin: Tensor, evidence: Tensor, slopes: Tensor) -> Tensor:
+    """(B, A) sigmoid(z + a x): the belief that the labels are right, for every slope."""
+    return torch.sigmoid(evidence[:, None] + margin[:, None] * slopes)

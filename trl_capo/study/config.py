@@ -121,9 +121,13 @@ class StudyConfig:
         own = {**vars(run), "options": options, "inject": inject}
         return json.loads(json.dumps({**own, "shared": self.shared}))
 
-    def trained(self) -> list[Trained]:
-        """The grid's methods, each with every number of epochs it is trained for: each has its learning rate."""
-        return list(dict.fromkeys((method, block["epochs"]) for block in self.grid for method in block["methods"]))
+    def trained(self) -> dict[Trained, set[str]]:
+        """What has a learning rate of its own, each method with every number of epochs, and its noise in the grid."""
+        noise: dict[Trained, set[str]] = {}
+        for block in self.grid:
+            for method in block["methods"]:
+                noise.setdefault((method, block["epochs"]), set()).update(block["noise"])
+        return noise
 
     def tuning_epochs(self, epochs: float) -> float:
         """How long the runs are that choose the learning rate of those of so many epochs."""
@@ -138,15 +142,11 @@ class StudyConfig:
         if len(set(self.learning_rates)) == 1:
             return []
         plan = self.tuning
-        used: dict[Trained, set[str]] = {}
-        for block in self.grid:
-            for method in block["methods"]:
-                used.setdefault((method, block["epochs"]), set()).update(block["noise"])
         runs = [
             Run(method, noise, seed, self.tuning_epochs(epochs), rate)
             for seed in plan["seeds"]
             for noise in plan["noise"]
-            for (method, epochs), own in used.items()
+            for (method, epochs), own in self.trained().items()
             if noise in own or own.isdisjoint(plan["noise"])
             for rate in self.learning_rates
         ]

@@ -21,7 +21,7 @@ def validation_accuracies(config: StudyConfig, results: Mapping[Run, Mapping[str
             if (run.method, run.epochs) == (method, config.tuning_epochs(epochs)):
                 found.setdefault(run.learning_rate, []).append(result["curve"][-1]["accuracy"])
         if found:
-            tried[method, epochs] = {rate: sum(found[rate]) / len(found[rate]) for rate in sorted(found)}
+            tried[method, epochs] = {rate: sum(found[rate]) / len(found[rate]) for rate in found}
     return tried
 
 

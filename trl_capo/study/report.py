@@ -65,7 +65,7 @@ def report(
             lines += [f"### {title}", "", *_markdown(config, part, cell_text), ""]
         lines += _noise_rates(part)
     lines += ["## Runs", "", *_run_table(chosen, cells), ""]
-    lines += _learning_rates(config, tried)
+    lines += _learning_rates(config, tried, chosen)
     lines += [f"![{caption}]({plot.name})" for plot, caption in plots.items()]
     lines += ["", *_versions(cells)]
     return "\n".join(lines) + "\n"
@@ -172,14 +172,14 @@ def _found_and_true(results: list[dict[str, Any]], name: str) -> str:
     return f"{found:.0f} ({true:.0f})"
 
 
-def _learning_rates(config: StudyConfig, tried: Tried) -> list[str]:
+def _learning_rates(config: StudyConfig, tried: Tried, chosen: Mapping[Trained, float]) -> list[str]:
     """What the runs that choose the learning rates found."""
     if not tried:
         return []
     rates = sorted(set(config.learning_rates))
     rows = [["method", "epochs", *(f"{rate:g}" for rate in rates)]]
     for (method, epochs), found in tried.items():
-        best = choose_learning_rates(config, tried)[method, epochs]
+        best = chosen[method, epochs]
         texts = (f"{100 * found[rate]:.1f}" + (" (chosen)" if rate == best else "") for rate in rates)
         rows.append([method, f"{epochs:g}", *texts])
     plan = config.tuning
