@@ -96,11 +96,20 @@ def test_pairs_met_again_are_scaled_by_what_the_model_thought_of_them_first(
     assert trainer.state.log_history[8]["capo/noise_rate"] == pytest.approx(float(own.mean()), rel=2e-3)
 
 
-@pytest.mark.parametrize("follows", [False, True])
-def test_a_reference_that_follows_the_policy_has_no_say(model_dir, other_model_dir, pairs, make_args, follows):
-    """It learns from the labels. After two steps one slope is as likely as another, unless it stays as it is."""
-    args = make_args(max_steps=2, sync_ref_model=follows, ref_model_sync_steps=1)
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, True),
+        ({"sync_ref_model": True, "ref_model_sync_steps": 1}, False),
+        ({"use_reference_margin": False}, False),
+    ],
+)
+def test_a_reference_that_has_learned_from_the_labels_has_no_say(
+    model_dir, other_model_dir, pairs, make_args, options, asked
+):
+    """One that follows the policy, or of which the user says so: after two steps all slopes are equally likely."""
+    args = make_args(max_steps=2, **options)
     trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, train_dataset=pairs)
     trainer.train()
     by_slope = trainer._capo_estimate._reference
-    assert (by_slope.std(dim=2).max() < 1e-4) == follows
+    assert (by_slope.std(dim=2).max() > 1e-4) == asked

@@ -82,19 +82,20 @@ def test_with_all_off_it_is_capo(study_trainer):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("option", "one", "alike"),
+    ("option", "asked", "one", "alike"),
     [
-        ({}, False, False),
-        ({"first_sight": 0}, False, False),
-        ({"reference": 0}, False, False),
-        ({"first_sight": 0, "reference": 0}, False, True),
-        ({"one_rate": 1, "first_sight": 0, "reference": 0}, True, True),
+        ({}, True, False, False),
+        ({"first_sight": 0}, True, False, False),
+        ({}, False, False, False),
+        ({"first_sight": 0}, False, False, True),
+        ({"one_rate": 1, "first_sight": 0}, False, True, True),
     ],
 )
-def test_rates(option, one, alike, study_trainer, monkeypatch):  # noqa: F811
+def test_rates(option, asked, one, alike, study_trainer, monkeypatch):  # noqa: F811
     """One rate: every pair's is the overall one. Where neither first sight nor reference tells, all labels weigh 1."""
     monkeypatch.setattr("trl_capo.noise_rate.BLOCK_PAIRS", 8.0)
-    trainer = study_trainer("capo_variant", option, max_steps=12, learning_rate=1e-2)
+    settings = {"max_steps": 12, "learning_rate": 1e-2, "use_reference_margin": asked}
+    trainer = study_trainer("capo_variant", option, **settings)
     used, told = set(), set()
     take = trainer._capo_rates
 

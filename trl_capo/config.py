@@ -9,7 +9,6 @@ import inspect
 import math
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -17,7 +16,6 @@ from trl import DPOConfig
 
 from trl_capo.groups import parse_group_column
 from trl_capo.losses import F_DIVERGENCES
-from trl_capo.paths import output_folder
 
 _MOST = sys.float_info.max
 _RANGES = {
@@ -55,6 +53,10 @@ class CAPOConfig(DPOConfig):
             in the first epoch, over all processes; then it is frozen. Every pair has a rate of its own by what the
             reference thinks of it, as far as that agrees with the labels of its group, and, when it is met again, by
             what the model thought of it at first sight. Kept in checkpoints.
+        use_reference_margin (`bool`, *optional*, defaults to `True`):
+            With `"auto"`, ask the reference, too, which labels are likely wrong (docs/method.md, eq. 8). Turn it off
+            where the reference was trained on these very pairs, be it on their chosen answers alone: it agrees with
+            flipped labels, too.
         confidence_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature tau > 0 of the confidence, in units of reward (beta times nats). `1` is the Bradley-Terry model
             that DPO assumes; less gives up contradicted pairs sooner; a large value gives every pair the scale 1.
@@ -77,6 +79,13 @@ class CAPOConfig(DPOConfig):
         metadata={
             "help": "Share of the preference labels that are flipped, in [0, 0.5], or 'auto' to estimate it while "
             "training. 0 is DPO."
+        },
+    )
+    use_reference_margin: bool = field(
+        default=True,
+        metadata={
+            "help": "With noise_rate 'auto', ask the reference, too, which labels are likely wrong. Turn it off where "
+            "the reference was trained on these very pairs."
         },
     )
     confidence_temperature: float = field(
@@ -123,23 +132,6 @@ class CAPOConfig(DPOConfig):
 def config_problems(args: CAPOConfig) -> list[str]:
     """Why the options cannot be used, a sentence or two for each, which start with the option's name and value."""
     return _range_problems(args) + _combination_problems(args)
-
-
-def pair_log_folder(args: CAPOConfig) -> Path | None:
-    """Where the pairs are logged; None if they are not.
-
-    Raises:
-        ValueError: it could not be written into.
-    """
-    if not args.pair_log:
-        return None
-    folder = output_folder(Path(args.output_dir, "pair_log") if args.pair_log is True else args.pair_log, "pair_log")
-    if folder.absolute() == Path(args.output_dir).expanduser().absolute():
-        raise ValueError(
-            f"pair_log={args.pair_log!r} is output_dir, where other files go. Give another folder, or true for the "
-            "folder 'pair_log' in it."
-        )
-    return folder
 
 
 def sigmoid_weight(args: DPOConfig) -> float:

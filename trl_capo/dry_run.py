@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_capo.arguments import Parser, launch_options, parse, refuse_unknown
-from trl_capo.config import CAPOConfig, pair_log_folder
+from trl_capo.config import CAPOConfig
 from trl_capo.data import refuse_unusable
 from trl_capo.dry_run_figures import add_lengths, add_memory, add_steps
 from trl_capo.dry_run_report import Findings, report, settings_lines
@@ -29,6 +29,7 @@ from trl_capo.lenient import UncheckedConfig, Usable, mend, parse_usable
 from trl_capo.memory import empty_model
 from trl_capo.models import check_model_path, load_config, load_tokenizer, refusing
 from trl_capo.optimiser import optimiser_problems
+from trl_capo.pair_logger import pair_log_folder
 from trl_capo.paths import find_path, output_folder
 from trl_capo.rehearsal import IMAGES, rehearse, unrehearsed_problems
 from trl_capo.repeats import repeat_warnings

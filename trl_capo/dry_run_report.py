@@ -16,9 +16,10 @@ WIDTH = 110
 TIGHT = 0.9
 """Of the memory there is: more than this the estimate should not fill."""
 TELLING = (
-    *("noise_rate", "confidence_temperature", "group_column", "beta", "loss_type", "max_length", "learning_rate"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "dtype", "bf16"),
-    *("gradient_checkpointing", "precompute_ref_log_probs", "use_peft", "load_in_4bit"),
+    *("noise_rate", "use_reference_margin", "confidence_temperature", "group_column", "beta", "loss_type"),
+    *("max_length", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("num_train_epochs", "max_steps", "dtype", "bf16", "gradient_checkpointing"),
+    *("precompute_ref_log_probs", "use_peft", "load_in_4bit"),
     *("eval_strategy", "save_strategy", "save_steps", "seed"),
 )
 """Settings that are worth showing where they are the defaults."""

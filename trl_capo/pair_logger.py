@@ -14,9 +14,10 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import TrainerCallback
 
-from trl_capo.config import CAPOConfig, pair_log_folder
+from trl_capo.config import CAPOConfig
 from trl_capo.pair_log import SCHEMA, LogInfo, PairLog, check_folder, fingerprint
 from trl_capo.pairs import PairIndex
+from trl_capo.paths import output_folder
 
 BUFFERED_PAIRS = 8192
 """Rows that wait on every process, about; each takes 48 bytes of the device."""
@@ -83,6 +84,23 @@ class PairLogger(TrainerCallback):
             kept = numbers[:, 0].argsort(stable=True)
             kept = kept[numbers[kept, 0] > 0]
             self._log.write(_table(numbers[kept].numpy(), values[kept].numpy(), self.index.labels))
+
+
+def pair_log_folder(args: CAPOConfig) -> Path | None:
+    """Where the pairs are logged; None if they are not.
+
+    Raises:
+        ValueError: it could not be written into.
+    """
+    if not args.pair_log:
+        return None
+    folder = output_folder(Path(args.output_dir, "pair_log") if args.pair_log is True else args.pair_log, "pair_log")
+    if folder.absolute() == Path(args.output_dir).expanduser().absolute():
+        raise ValueError(
+            f"pair_log={args.pair_log!r} is output_dir, where other files go. Give another folder, or true for the "
+            "folder 'pair_log' in it."
+        )
+    return folder
 
 
 def make_pair_logger(args: CAPOConfig, pairs: Dataset | IterableDataset | None, index: PairIndex) -> PairLogger | None:

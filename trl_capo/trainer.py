@@ -112,6 +112,7 @@ class CAPOTrainer(ResumableDPOTrainer):
         )
         refuse_empty(args.max_length, train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
         self._capo_noise_rate, self._capo_temperature = args.noise_rate, args.confidence_temperature
+        self._capo_asks_reference = args.use_reference_margin and not args.sync_ref_model  # which learns from labels
         if args.noise_rate == "auto":
             self.add_callback(NoiseRateEstimate())
         self._capo_sigmoid_weight = sigmoid_weight(args)
@@ -161,7 +162,7 @@ class CAPOTrainer(ResumableDPOTrainer):
         groups = self._capo_index.groups(pairs, labels, len(rho), self.accelerator)
         margin = references[0] - references[1]
         standardised = standardised_margin(margin, sum(inputs["completion_mask"].sum(dim=1).chunk(2)))
-        if self.args.sync_ref_model:  # a reference that follows the policy has learned from the labels
+        if not self._capo_asks_reference:
             standardised = torch.zeros_like(standardised)
         rate, told = self._capo_rates(groups, pairs, standardised)
         agreed = confidence_scale(rho, noise_rate=rate, temperature=self._capo_temperature)

@@ -54,8 +54,6 @@ class StudyTrainer(CAPOTrainer):
         self._study_pairs, own = pairs, self._study_own
         if own.get("one_rate"):
             groups = torch.full_like(groups, -1)
-        if not own.get("reference", 1):
-            margin = torch.zeros_like(margin)
         self._study_rates = super()._capo_rates(groups, pairs, margin)
         if not own.get("first_sight", 1):
             self._study_rates = super()._capo_rates(groups, None, margin)

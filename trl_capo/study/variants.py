@@ -16,9 +16,8 @@ from trl_capo.losses import confidence_scale
 OWN = {
     **dict.fromkeys(("scale_floor", "running_mean", "length_normalised", "calibrated", "one_rate"), 0.0),
     "first_sight": 1.0,
-    "reference": 1.0,
 }
-"""The options as in CAPO, the last two on and the others off: 1 is on and 0 off, but for the floor's value.
+"""The options as in CAPO, the last one on and the others off: 1 is on and 0 off, but for the floor's value.
 
 - scale_floor: the least scale, so that a pair that was given up can come back.
 - running_mean: confidence in the mean of the pair's relative rewards so far, of all epochs.
@@ -27,7 +26,6 @@ OWN = {
   the last finished block of pairs, instead of sigmoid(rho / tau).
 - one_rate: one estimated noise rate, and one opinion of the reference, for all languages.
 - first_sight: what the model thought of a pair at first sight tells of its label (docs/method.md, eq. 7).
-- reference: the reference's own margin tells of the label (eq. 8).
 """
 
 
