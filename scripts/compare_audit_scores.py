@@ -1,7 +1,7 @@
 """Compare scores of label errors on the pair logs of a study's runs, where it is known which labels are wrong.
 
-    trl-capo study --config configs/study/demo.yaml   # with `pair_log: true` under `training`
-    python scripts/compare_audit_scores.py demo/study/runs/grid-capo-*
+    trl-capo study --config configs/study/audit.yaml    # or another study with `pair_log: true` under `training`
+    python scripts/compare_audit_scores.py demo/study/audit/runs/capo-*-seed*
 
 Run it where the study was run: the data are named relative to that. Prints Markdown.
 """
@@ -22,7 +22,7 @@ from trl_capo.pair_log import read_log
 from trl_capo.study.data import read_parts, with_noise
 
 FEWEST = 200
-"""Pairs of a language whose noise rate counts."""
+"""Pairs of a language whose noise rate counts; where none has so many, that of the largest."""
 
 
 def read_run(folder: Path) -> tuple[str, Dynamics, np.ndarray]:
@@ -84,7 +84,8 @@ def compare(runs: list[tuple[Dynamics, np.ndarray]]) -> None:
         for name, scores in columns.items():
             ranked.setdefault(name, []).append(ranking(scores, wrong, names))
         found = judged["mean_margin"]
-        large = np.flatnonzero(np.bincount(found.place) >= FEWEST)
+        sizes = np.bincount(found.place)
+        large = np.flatnonzero(sizes >= min(FEWEST, sizes.max()))
         true = np.array([wrong[found.place == place].mean() for place in large])
         estimates = {"mixture": found.mixture_rates, "both, the audit's": found.rates}
         estimates |= {"mixture at first sight": judged["first_margin"].mixture_rates}
