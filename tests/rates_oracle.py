@@ -6,7 +6,7 @@ import torch
 from transformers import TrainerCallback
 
 from trl_capo.agreement import NOISE_RATES, TEMPERATURES
-from trl_capo.reference import SLOPE_SPREADS, SLOPES, posteriors
+from trl_capo.reference import MEAN_SLOPES, SLOPES, posteriors
 
 
 def standardised(chosen, rejected, ref_chosen, ref_rejected) -> float:
@@ -48,7 +48,7 @@ def slopes_after_a_step(step, languages, rates) -> dict[str | None, list[float]]
                 agrees = rate + (1 - 2 * rate) / (1 + math.exp(-slope * margin))
                 for name in (None, language):
                     sums[names.index(name), row, column] += math.log(agrees)
-    grids = (torch.tensor(values, dtype=torch.float64) for values in (NOISE_RATES, SLOPES, SLOPE_SPREADS))
+    grids = (torch.tensor(values, dtype=torch.float64) for values in (NOISE_RATES, SLOPES, MEAN_SLOPES))
     found = posteriors(sums, torch.tensor([rates[name] for name in names], dtype=torch.float64), *grids)
     return dict(zip(names, found.tolist(), strict=True))
 

@@ -83,13 +83,30 @@ def test_a_reference_that_repeats_the_model_adds_nothing():
     assert abs(said(estimate, 0, 1.0)) < 0.25
 
 
-def test_a_group_that_appears_late_borrows_no_slope():
-    """The first's reference is known to be good; of the second nothing is known, and its weight is that of (4)."""
-    estimate = with_reference(NoiseRateEstimate(), {"a": 1.5}, pairs=1_200)
-    rates, weights = estimate.own_rates(torch.tensor([1, 0]), ["a", "b"], None, torch.tensor([1.0, 1.0]))
-    assert rates[0] == pytest.approx(float(estimate.noise_rates[0]), rel=1e-3)
-    assert weights[0] == pytest.approx(1.0, rel=1e-3)
-    assert weights[1] > 1.2
+def test_a_group_that_appears_late_is_presumed_to_be_like_the_others_and_less_surely():
+    """The two others' slopes are near 1.5. With normal priors of variance 1 about a mean, and about 0 for that, two
+    known slopes a make the mean normal about 2/3 a; the late group's slope has the variance 1 + 1/3."""
+    estimate = with_reference(NoiseRateEstimate(), {"a": 1.5, "b": 1.5}, pairs=12_000)
+    labels, rate = ["a", "b", "late"], float(estimate.noise_rates[0])
+    rates, _ = estimate.own_rates(torch.tensor([2, 0]), labels, None, torch.tensor([1.0, 1.0]))
+    slopes = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    likely = torch.softmax(-0.5 * (slopes - 1.0) ** 2 / (4 / 3), dim=0)
+    belief = float((likely * torch.sigmoid(slopes)).sum())
+    wrong = rate * (1 - belief)
+    assert float(rates[0]) == pytest.approx(wrong / (wrong + (1 - rate) * belief), abs=0.01)
+    assert rates[1] < rates[0] - 0.02
+
+
+def test_a_group_of_few_pairs_looks_to_the_others_and_one_of_many_does_not():
+    """The reference knows nine languages well, and prefers wrong answers in the tenth."""
+    known = {f"knows {index}": 1.5 for index in range(9)}
+    estimate = with_reference(NoiseRateEstimate(), known, pairs=12_000)
+    with_reference(estimate, known | {"wrong": -1.5}, pairs=40, batch=10)
+    assert said(estimate, 9, 1.0) > 0.1
+    with_reference(estimate, known | {"wrong": -1.5}, pairs=12_000)
+    assert said(estimate, 9, 1.0) == -math.inf
+    assert said(estimate, 9, -1.0) == pytest.approx(1.5, abs=0.3)
+    assert said(estimate, 0, 1.0) == pytest.approx(1.5, abs=0.3)
 
 
 @pytest.mark.parametrize(("rate", "slope"), [(0.1, 1.0), (0.3, 2.0), (0.4, 6.0)])

@@ -8,7 +8,7 @@ import torch
 
 from trl_capo.reference import belief, log_likelihood, posteriors, standardised_margin
 
-SPREADS = (0.3, 2.0)
+MEANS = (-0.5, 0.0, 1.5)
 RATES, GRID = torch.tensor([0.1, 0.3]), torch.tensor([-1.0, 0.0, 1.0])
 
 
@@ -44,15 +44,15 @@ def test_the_likelihood_is_that_of_labels_flipped_at_the_rate():
 
 
 def plain_posteriors(sums, rates):
-    """The same by loops: a normal prior for every spread, which the groups (all pairs, if there are none) weigh."""
+    """The same by loops: a normal prior about every mean, which the groups (all pairs, if there are none) weigh."""
     nearest = [int(np.abs(RATES.numpy() - rate).argmin()) for rate in rates.tolist()]
     found, weights = [], []
-    for spread in SPREADS:
-        prior = np.exp(-0.5 * (GRID.numpy() / spread) ** 2)
+    for mean in MEANS:
+        prior = np.exp(-((GRID.numpy() - mean) ** 2) / 2)
         prior = prior / prior.sum()
         joint = np.array([prior * np.exp(sums[row, place].numpy()) for row, place in enumerate(nearest)])
         rows = joint[1:] if len(joint) > 1 else joint
-        weights.append(np.prod(rows.sum(axis=1)))
+        weights.append(np.exp(-(mean**2) / 2) * np.prod(rows.sum(axis=1)))
         found.append(joint / joint.sum(axis=1, keepdims=True))
     return np.average(found, axis=0, weights=weights)
 
@@ -61,7 +61,7 @@ def plain_posteriors(sums, rates):
 def test_posteriors_are_those_of_a_plain_sum(rows):
     sums = torch.randn(rows, 2, 3, generator=torch.Generator().manual_seed(rows))
     rates = torch.tensor([0.05, 0.29, 0.21, 0.12][:rows])
-    found = posteriors(sums, rates, RATES, GRID, torch.tensor(SPREADS))
+    found = posteriors(sums, rates, RATES, GRID, torch.tensor(MEANS))
     np.testing.assert_allclose(found.numpy(), plain_posteriors(sums, rates), rtol=1e-5)
     assert found.sum(dim=1).tolist() == pytest.approx([1.0] * rows)
 

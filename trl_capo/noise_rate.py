@@ -36,7 +36,7 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
 
     def __init__(self, saved: dict[str, Any] | None = None) -> None:
         self._grid = [torch.tensor(NOISE_RATES), torch.tensor(TEMPERATURES)]
-        self._slopes, self._spreads = torch.tensor(reference.SLOPES), torch.tensor(reference.SLOPE_SPREADS)
+        self._slopes, self._means = torch.tensor(reference.SLOPES), torch.tensor(reference.MEAN_SLOPES)
         self.labels: list[str] = list(saved["labels"]) if saved else []
         self._past = torch.tensor(saved["past"]) if saved else torch.zeros(1, len(NOISE_RATES))
         self._block = torch.tensor(saved["block"]) if saved else torch.zeros(1, *map(len, self._grid))
@@ -175,7 +175,7 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
     def _fit_slopes(self) -> None:
         """How likely the slopes are: (2 + G, A), the last of a group that has not been met."""
         sums = torch.cat([self._reference, torch.zeros_like(self._reference[:1])])
-        self._of_slope = reference.posteriors(sums, self._row_rates, self._grid[0], self._slopes, self._spreads)
+        self._of_slope = reference.posteriors(sums, self._row_rates, self._grid[0], self._slopes, self._means)
 
     def _remember(self, pairs: Tensor, rho: Tensor) -> None:
         """Keep the evidence of the pairs, (B,) numbers and relative rewards, that are new."""
@@ -220,8 +220,8 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
             self._past, self._block, self._pairs = (kept.to(device) for kept in (self._past, self._block, self._pairs))
             self._shares, self._evidence = self._shares.to(device), self._evidence.to(device)
             self.noise_rates, self._of_slope = self.noise_rates.to(device), self._of_slope.to(device)
-            kept = (self._reference, self._slopes, self._spreads)
-            self._reference, self._slopes, self._spreads = (tensor.to(device) for tensor in kept)
+            kept = (self._reference, self._slopes, self._means)
+            self._reference, self._slopes, self._means = (tensor.to(device) for tensor in kept)
 
 
 def _more_rows(rows: Tensor, count: int) -> Tensor:

@@ -1,9 +1,10 @@
 """What the reference model's own ranking of a pair tells of its label, learned language by language.
 
 A reference that knows a language gives the better answer more probability, and one that does not may do the opposite:
-how much its margin says is a slope a, fitted to how often labels agree with it (docs/method.md, eq. 8). In every group
-the reference is presumed to know nothing, a = 0, until the group's own pairs show otherwise; no group lends it to
-another. The belief averages over all slopes that the pairs leave possible, so that few pairs say little.
+how much its margin says is a slope a, fitted to how often labels agree with it (docs/method.md, eq. 8). A group's slope
+is presumed to lie about the mean of all groups', which is presumed to be 0 until pairs show otherwise, and not near
+it: a group's own pairs soon count for more. The belief averages over all slopes that the pairs leave possible, so
+that few pairs say little.
 
 Everything is a sum over pairs of log-likelihoods on a fixed grid, as in agreement.py. Pure functions of tensors; (E,)
 are the noise rates and (A,) the slopes of the grid, (R, ...) stands for all pairs and then every group.
@@ -17,8 +18,9 @@ from trl_capo.agreement import label_log_likelihood
 SLOPES = tuple(0.25 * step for step in range(-12, 13))
 """The slopes tried: log-odds by standardised margin. Below 0 the reference prefers what the labels reject."""
 
-SLOPE_SPREADS = (0.1, 0.2, 0.4, 0.8, 1.6)
-"""Standard deviations of the slopes around 0, of which the groups together tell the likely ones."""
+MEAN_SLOPES = tuple(0.25 * step for step in range(-8, 9))
+"""The means of the groups' slopes that are tried. The mean has a standard normal prior, and the slopes a normal one of
+variance 1 about it: on this scale of margins, a slope of 1 is a reference that knows a language fairly well."""
 
 SURE = 1e-5
 """Bound of a belief, from 0 and from 1."""
@@ -48,22 +50,22 @@ def log_likelihood(margin: Tensor, evidence: Tensor, noise_rates: Tensor, slopes
     return label_log_likelihood(_by_slope(margin, evidence, slopes), noise_rates)
 
 
-def posteriors(likelihoods: Tensor, rates: Tensor, noise_rates: Tensor, slopes: Tensor, spreads: Tensor) -> Tensor:
+def posteriors(likelihoods: Tensor, rates: Tensor, noise_rates: Tensor, slopes: Tensor, means: Tensor) -> Tensor:
     """(R, A) how likely every slope is for all pairs together, and for every group.
 
     Args:
         likelihoods: (R, E, A) sums of log-likelihoods over the pairs of all, and of every group.
         rates: (R,) their noise rates, of which the nearest of the grid count.
         noise_rates, slopes: (E,), (A,), the grid.
-        spreads: (S,) standard deviations of the slopes that are tried.
+        means: (M,) the means of the groups' slopes that are tried.
     """
     nearest = (noise_rates - rates[:, None]).abs().argmin(dim=1)
     own = likelihoods[torch.arange(len(rates), device=rates.device), nearest]
-    prior = torch.log_softmax(-0.5 * (slopes / spreads[:, None]) ** 2, dim=1)
-    joint = prior[:, None] + own  # (spreads, R, A)
+    prior = torch.log_softmax(-0.5 * (slopes - means[:, None]) ** 2, dim=1)
+    joint = prior[:, None] + own  # (means, R, A)
     groups = joint[:, 1:] if len(rates) > 1 else joint
-    of_spread = torch.softmax(torch.logsumexp(groups, dim=2).sum(dim=1), dim=0)
-    return torch.einsum("s,sra->ra", of_spread, torch.softmax(joint, dim=2))
+    of_mean = torch.softmax(torch.logsumexp(groups, dim=2).sum(dim=1) - 0.5 * means**2, dim=0)
+    return torch.einsum("m,mra->ra", of_mean, torch.softmax(joint, dim=2))
 
 
 def belief(margin: Tensor, evidence: Tensor, posterior: Tensor, slopes: Tensor) -> Tensor:
