@@ -1,9 +1,9 @@
 """What the reference model's own ranking of a pair tells of its label, learned language by language.
 
 A reference that knows a language gives the better answer more probability, and one that does not may do the opposite:
-how much its margin says is a slope a, fitted to how often labels agree with it (docs/method.md, eq. 8). A group's slope
-is presumed to lie about the mean of all groups', which is presumed to be 0 until pairs show otherwise, and not near
-it: a group's own pairs soon count for more. The belief averages over all slopes that the pairs leave possible, so
+how much its margin says is a slope a, fitted to how often labels agree with it (docs/method.md, eq. 8). A group's
+slope is presumed to lie about the mean of all groups', which is presumed to be 0 until pairs show otherwise, and not
+near it: a group's own pairs soon count for more. The belief averages over all slopes that the pairs leave possible, so
 that few pairs say little.
 
 Everything is a sum over pairs of log-likelihoods on a fixed grid, as in agreement.py. Pure functions of tensors; (E,)
