@@ -6,7 +6,7 @@ import torch
 from transformers import TrainerCallback
 
 from trl_capo.agreement import NOISE_RATES, TEMPERATURES
-from trl_capo.reference import MEAN_SLOPES, SLOPES, posteriors
+from trl_capo.reference import MEAN_SLOPES, SLOPES
 
 
 def standardised(chosen, rejected, ref_chosen, ref_rejected) -> float:
@@ -38,19 +38,26 @@ def own_rates(step, languages, rates, of_slope, rhos=None, shares=None) -> tuple
 
 
 def slopes_after_a_step(step, languages, rates) -> dict[str | None, list[float]]:
-    """How likely every slope is after the first step, by language (None: of all pairs), likelihoods by plain sums."""
-    names = list(rates)
-    sums = torch.zeros(len(names), len(NOISE_RATES), len(SLOPES), dtype=torch.float64)
+    """How likely every slope is after the first step, by language (None: of all pairs), by plain products and sums."""
+    likelihoods = {name: [1.0] * len(SLOPES) for name in rates}
     for language, pair in zip(languages, step, strict=True):
-        margin = standardised(*pair)
-        for row, rate in enumerate(NOISE_RATES):
+        for name in (None, language):
+            rate = min(NOISE_RATES, key=lambda of_grid, name=name: abs(of_grid - rates[name]))
             for column, slope in enumerate(SLOPES):
-                agrees = rate + (1 - 2 * rate) / (1 + math.exp(-slope * margin))
-                for name in (None, language):
-                    sums[names.index(name), row, column] += math.log(agrees)
-    grids = (torch.tensor(values, dtype=torch.float64) for values in (NOISE_RATES, SLOPES, MEAN_SLOPES))
-    found = posteriors(sums, torch.tensor([rates[name] for name in names], dtype=torch.float64), *grids)
-    return dict(zip(names, found.tolist(), strict=True))
+                agrees = 1 / (1 + math.exp(-slope * standardised(*pair)))
+                likelihoods[name][column] *= (1 - rate) * agrees + rate * (1 - agrees)
+    found, total = {name: [0.0] * len(SLOPES) for name in rates}, 0.0
+    for mean in MEAN_SLOPES:
+        prior = [math.exp(-((slope - mean) ** 2) / 2) for slope in SLOPES]
+        joint = {
+            name: [before / sum(prior) * likelihood for before, likelihood in zip(prior, own, strict=True)]
+            for name, own in likelihoods.items()
+        }
+        likely = math.exp(-(mean**2) / 2) * math.prod(sum(row) for name, row in joint.items() if name is not None)
+        total += likely
+        for name, row in joint.items():
+            found[name] = [old + likely * new / sum(row) for old, new in zip(found[name], row, strict=True)]
+    return {name: [share / total for share in row] for name, row in found.items()}
 
 
 class KeepEstimates(TrainerCallback):

@@ -158,10 +158,9 @@ def test_pairs_of_the_first_block_keep_the_rate_of_their_group():
     """
     estimate = NoiseRateEstimate()
     meet(estimate, [3.0, -3.0], [0, 1])
-    for rate, weight in ((0.3, 1.0), (0.45, 0.5), (0.5, 0.0)):
-        rates, weights = own(estimate, [0, 1], rate)
-        assert rates == pytest.approx([rate, rate], abs=1e-5)
-        assert weights == pytest.approx([weight, weight], abs=1e-4)
+    assert own(estimate, [0, 1], 0.3) == (pytest.approx([0.3, 0.3]), pytest.approx([1.0, 1.0]))
+    assert own(estimate, [0, 1], 0.45) == (pytest.approx([0.45, 0.45]), pytest.approx([0.5, 0.5]))
+    assert own(estimate, [0, 1], 0.5) == (pytest.approx([0.5, 0.5]), pytest.approx([0.0, 0.0]))
 
 
 def test_what_was_thought_first_stays():

@@ -51,6 +51,18 @@ def test_a_reference_of_which_nothing_is_known_says_nothing():
     assert weights.tolist() == pytest.approx([1.0], rel=1e-3)
 
 
+def test_without_groups_all_pairs_are_the_only_one():
+    """The slopes are as likely as those of a single group of the same pairs, at the same rate."""
+    one, none = NoiseRateEstimate(), NoiseRateEstimate()
+    with_reference(one, {"all of them": 1.5}, pairs=200)
+    sums = one._reference[:1]
+    none._reference, none.noise_rates = sums.clone(), one.noise_rates[1:].clone()
+    none._fit_slopes()
+    assert none._of_slope.shape == (2, len(SLOPES))
+    assert none._of_slope[0].tolist() == pytest.approx(one._of_slope[1].tolist(), abs=1e-6)
+    assert none._of_slope[1].tolist() == pytest.approx(one._of_slope[2].tolist(), abs=1e-6)
+
+
 def test_what_is_known_of_the_reference_is_saved_and_follows_its_group():
     estimate = with_reference(NoiseRateEstimate(), {"knows": 1.5, "wrong": -1.5}, pairs=1_200)
     restored = NoiseRateEstimate(**json.loads(json.dumps(estimate.state()))["args"])

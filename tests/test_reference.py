@@ -44,7 +44,8 @@ def test_the_likelihood_is_that_of_labels_flipped_at_the_rate():
 
 
 def plain_posteriors(sums, rates):
-    """The same by loops: a normal prior about every mean, which the groups (all pairs, if there are none) weigh."""
+    """The same by loops: a normal prior about every mean, which the groups (all pairs, if there are none) weigh; the
+    last row is of no pairs."""
     nearest = [int(np.abs(RATES.numpy() - rate).argmin()) for rate in rates.tolist()]
     found, weights = [], []
     for mean in MEANS:
@@ -53,7 +54,7 @@ def plain_posteriors(sums, rates):
         joint = np.array([prior * np.exp(sums[row, place].numpy()) for row, place in enumerate(nearest)])
         rows = joint[1:] if len(joint) > 1 else joint
         weights.append(np.exp(-(mean**2) / 2) * np.prod(rows.sum(axis=1)))
-        found.append(joint / joint.sum(axis=1, keepdims=True))
+        found.append(np.vstack([joint / joint.sum(axis=1, keepdims=True), prior]))
     return np.average(found, axis=0, weights=weights)
 
 
@@ -63,7 +64,7 @@ def test_posteriors_are_those_of_a_plain_sum(rows):
     rates = torch.tensor([0.05, 0.29, 0.21, 0.12][:rows])
     found = posteriors(sums, rates, RATES, GRID, torch.tensor(MEANS))
     np.testing.assert_allclose(found.numpy(), plain_posteriors(sums, rates), rtol=1e-5)
-    assert found.sum(dim=1).tolist() == pytest.approx([1.0] * rows)
+    assert found.sum(dim=1).tolist() == pytest.approx([1.0] * (rows + 1))
 
 
 def test_belief_averages_over_the_slopes():

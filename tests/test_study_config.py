@@ -144,6 +144,7 @@ def test_yaml_without_points_and_methods_without_options(tmp_path):
 PLAN_ERRORS = [
     ({"methods": {"dpo": {}, "kto": {}}}, ["methods: kto: there is no method 'kto'", "Choose one of capo, dpo"]),
     ({"methods": {"dpo": {}, "capo": {"betta": 1}}}, ["methods: capo: there is no option 'betta'"]),
+    ({"training": TRAINING | {"pair_log": "logs"}}, ["training: pair_log='logs': give true or false"]),
     ({"methods": {"dpo": {}, "capo": {"b": 1}}}, ["methods: capo: there is no option 'b'"]),
     ({"methods": {"dpo": {}, "capo": {"learning_rate": 1}}}, ["methods: capo: learning_rate cannot stand there"]),
     ({"methods": {"dpo": {}, "capo": 3}}, ["methods: capo: 3 must map options to values"]),

@@ -51,12 +51,13 @@ class CAPOConfig(DPOConfig):
             exactly as far as the model agrees with it. `"auto"` estimates it while training, for every group of
             `group_column`, from how often the labels agree with the model on pairs that it has not learned from yet:
             in the first epoch, over all processes; then it is frozen. Every pair has a rate of its own by what the
-            reference thinks of it, as far as that agrees with the labels of its group, and, when it is met again, by
-            what the model thought of it at first sight. Kept in checkpoints.
+            reference thinks of it, as far as that agrees with the labels of its group (and of the others, while the
+            group's pairs are few), and, when it is met again, by what the model thought of it at first sight. Kept in
+            checkpoints.
         use_reference_margin (`bool`, *optional*, defaults to `True`):
             With `"auto"`, ask the reference, too, which labels are likely wrong (docs/method.md, eq. 8). Turn it off
             where the reference was trained on these very pairs, be it on their chosen answers alone: it agrees with
-            flipped labels, too.
+            flipped labels, too. One that follows the policy (`sync_ref_model`) is never asked.
         confidence_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature tau > 0 of the confidence, in units of reward (beta times nats). `1` is the Bradley-Terry model
             that DPO assumes; less gives up contradicted pairs sooner; a large value gives every pair the scale 1.

@@ -174,8 +174,8 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
 
     def _fit_slopes(self) -> None:
         """How likely the slopes are: (2 + G, A), the last of a group that has not been met."""
-        sums = torch.cat([self._reference, torch.zeros_like(self._reference[:1])])
-        self._of_slope = reference.posteriors(sums, self._row_rates, self._grid[0], self._slopes, self._means)
+        found = (self._reference, self.noise_rates, self._grid[0], self._slopes, self._means)
+        self._of_slope = reference.posteriors(*found)
 
     def _remember(self, pairs: Tensor, rho: Tensor) -> None:
         """Keep the evidence of the pairs, (B,) numbers and relative rewards, that are new."""

@@ -112,7 +112,7 @@ class CAPOTrainer(ResumableDPOTrainer):
         )
         refuse_empty(args.max_length, train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
         self._capo_noise_rate, self._capo_temperature = args.noise_rate, args.confidence_temperature
-        self._capo_asks_reference = args.use_reference_margin and not args.sync_ref_model  # which learns from labels
+        self._capo_asks_reference = args.use_reference_margin and not args.sync_ref_model
         if args.noise_rate == "auto":
             self.add_callback(NoiseRateEstimate())
         self._capo_sigmoid_weight = sigmoid_weight(args)

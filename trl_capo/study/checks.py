@@ -100,7 +100,7 @@ def _method_problems(config: Any) -> Iterator[str]:
 
 def _option_problems(options: Mapping[str, Any], own: tuple[str, ...], misplaced: tuple[str, ...]) -> Iterator[str]:
     """What is wrong with options of `CAPOConfig` and `own` ones, of which the `misplaced` do not belong there."""
-    known = get_type_hints(CAPOConfig) | {"pair_log": bool | str | None}  # a parser of command lines takes text alone
+    known = get_type_hints(CAPOConfig) | {"pair_log": bool}  # every run has a folder of its own
     given = {name: value for name, value in options.items() if value != TRUE_RATE}
     yield from type_problems(given, known | dict.fromkeys(own, float | str))
     for name in options:
