@@ -7,31 +7,54 @@ Run it where the study was run: the data are named relative to that. Prints Mark
 """
 
 import itertools
-import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars
 
 from trl_capo.audit.dynamics import Dynamics, read_dynamics
 from trl_capo.audit.judgement import EVIDENCE, judge
 from trl_capo.audit.scores import SCORES, auroc, precision_at
+from trl_capo.audit.source import check_data
 from trl_capo.noise import IS_NOISY
 from trl_capo.pair_log import read_log
 from trl_capo.study.data import read_parts, with_noise
+from trl_capo.study.files import read_json
+from trl_capo.study.run import RESULT
 
 FEWEST = 200
 """Pairs of a language whose noise rate counts; where none has so many, that of the largest."""
 
 
-def read_run(folder: Path) -> tuple[str, Dynamics, np.ndarray]:
-    """The run's noise, its pairs' dynamics, and which of them have a wrong label."""
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Run:
+    """A finished run of a study: its settings, its pairs as it was trained on them, and their dynamics."""
+
+    settings: dict[str, Any]
+    noisy: Dataset
+    pairs: Dynamics
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """(N,) which labels of `pairs` are wrong."""
+        return np.array(self.noisy[IS_NOISY][:])[self.pairs.pair]
+
+
+def read_run(folder: Path) -> Run:
+    """Read the run in the folder.
+
+    Raises:
+        ValueError, OSError: it is not finished, has no pair log, or its data have changed since.
+    """
+    settings = read_json(folder / RESULT)["settings"]
     shared = settings["shared"]
-    train = with_noise(read_parts(shared)["train"], settings["inject"], settings["seed"], shared["group_column"])
-    pairs = read_dynamics(read_log(folder / "pair_log"))
-    return settings["noise"], pairs, np.array(train[IS_NOISY][:])[pairs.pair]
+    noisy = with_noise(read_parts(shared)["train"], settings["inject"], settings["seed"], shared["group_column"])
+    log = read_log(folder / "pair_log")
+    check_data(log, noisy)
+    return Run(settings, noisy, read_dynamics(log))
 
 
 def ranking(scores: np.ndarray, wrong: np.ndarray, names: np.ndarray) -> list[float]:
@@ -109,8 +132,8 @@ def main() -> None:
     disable_progress_bars()
     by_noise: dict[str, list[tuple[Dynamics, np.ndarray]]] = {}
     for folder in map(Path, sys.argv[1:]):
-        noise, *run = read_run(folder)
-        by_noise.setdefault(noise, []).append(tuple(run))
+        run = read_run(folder)
+        by_noise.setdefault(run.settings["noise"], []).append((run.pairs, run.wrong))
     for noise, runs in by_noise.items():
         print(f"### {noise} of the labels flipped, {len(runs)} runs\n")
         compare(runs)

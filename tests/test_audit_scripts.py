@@ -1,6 +1,7 @@
 """The scripts that hold audits against known labels, on a study of the tiny model; and their arithmetic."""
 
-import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,16 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import load_from_disk
-from study_data import TRAINING, plan, save_splits
+from study_data import NOISE, TRAINING, plan, save_splits
 
+from trl_capo.audit.dynamics import read_dynamics
+from trl_capo.audit.judgement import judge
+from trl_capo.data import load_preference_data
+from trl_capo.noise import inject_noise
+from trl_capo.pair_log import read_log
 from trl_capo.study.config import Run, StudyConfig
+from trl_capo.study.files import write_json
 from trl_capo.study.run import run
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory, model_dir) -> list[str]:
+def audited(tmp_path_factory, model_dir) -> list[Path]:
     """Two runs of CAPO with a pair log, of different seeds."""
     folder = tmp_path_factory.mktemp("audited")
     training = TRAINING | {"pair_log": True}
@@ -27,56 +34,77 @@ def audited(tmp_path_factory, model_dir) -> list[str]:
         settings = config.settings(Run("capo", "flip", seed, 2, 1e-2))
         made = folder / "study" / "runs" / f"capo-seed{seed}"
         made.mkdir(parents=True)
-        (made / "settings.json").write_text(json.dumps(settings))
-        run(settings, made)
-        folders.append(str(made))
+        write_json(made / "result.json", run(settings, made))
+        folders.append(made)
     return folders
 
 
-def script(name: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    here = os.environ | {"PYTHONPATH": str(ROOT)}  # an installed package may be another clone's
+    return subprocess.run(command, capture_output=True, text=True, env=here)
 
 
 def test_scores_are_compared(audited):
-    said = script("compare_audit_scores.py", *audited)
-    assert "### flip of the labels flipped, 2 runs" in said
-    assert "| posterior from mean_margin |" in said
+    done = script("compare_audit_scores.py", *audited)
+    assert done.returncode == 0, done.stderr
+    assert "### flip of the labels flipped, 2 runs" in done.stdout
+    assert "| posterior from mean_margin |" in done.stdout
 
 
-def test_recovery_is_measured_once(audited, tmp_path):
-    """Both noise and cleaning change training labels; the second time nothing is trained."""
-    command = ("measure_recovery.py", *audited, "--output_dir", str(tmp_path), "--learning_rate", "1e-2")
-    said = script(*command)
-    assert "| flip | 2 | " in said.splitlines()[-1]
-    results = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
-    arms = {
-        "right-seed0",
-        "right-seed1",
-        *(f"{arm}-capo-seed{seed}" for arm in ("noisy", "cleaned") for seed in (0, 1)),
-    }
-    assert results.keys() == arms
-    shared = json.loads(Path(audited[0], "settings.json").read_text())["shared"]
-    lines = Path(shared["dataset_name"], "train.jsonl").read_text().splitlines()
-    cleaned = load_from_disk(str(tmp_path / "data" / "capo-seed0"))["train"]["chosen"][:]
-    assert cleaned != [json.loads(line)["chosen"] for line in lines]
-    shares = json.loads((tmp_path / "runs" / "cleaned-capo-seed0" / "result.json").read_text())["noise_shares"]
-    assert shares["all"] == 0
-    assert script(*command) == said
-    assert said.count("\n") == 3
-    assert {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")} == results
+def answers(rows) -> list[tuple]:
+    return [(row["chosen"], row["rejected"]) for row in rows]
 
 
-def test_the_share_that_came_back(monkeypatch, capsys):
-    """Of 200 pairs 180 are ranked as labelled, 100 with noise, 150 cleaned: 50 of 80 came back, 0.62."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    from measure_recovery import print_row
+def test_recovery_is_measured_once_on_the_labels_that_it_says(audited):
+    done = script("measure_recovery.py", *audited, "--learning_rate", "1e-2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("| flip | 2 | ")
+    made = audited[0].parent.parent / "recovery" / "runs"
+    arms = [f"{arm}-capo-seed{seed}" for arm in ("noisy", "cleaned") for seed in (0, 1)]
+    assert {path.name for path in made.iterdir()} == {"right-seed0", "right-seed1", *arms}
 
-    ranked = {arm: np.tile(np.arange(200) < count, (3, 1)).astype(float) for arm, count in
-              {"right": 180, "noisy": 100, "cleaned": 150}.items()}  # fmt: skip
-    print_row("20 %", [0, 1, 2], ranked, np.full(200, "de"))
-    cells = capsys.readouterr().out.strip(" |\n").split(" | ")
-    assert [cell.split()[0] for cell in cells] == ["20", "3", "90.0", "50.0", "75.0", "0.62"]
+    data = audited[0].parents[2] / "data"
+    right = load_preference_data(str(data))["train"]
+    noisy = inject_noise(right, "flip", NOISE["flip"]["rate"], seed=1, group_column="language")
+    pairs = read_dynamics(read_log(audited[1] / "pair_log"))
+    suspected = set(pairs.pair[judge(pairs).scores > 0.5].tolist())
+    assert 0 < len(suspected) < len(right)
+    cleaned = [pair[::-1] if row in suspected else pair for row, pair in enumerate(answers(noisy))]
+    expected = {"right-seed1": answers(right), "noisy-capo-seed1": answers(noisy), "cleaned-capo-seed1": cleaned}
+    for name, labels in expected.items():
+        assert answers(load_from_disk(str(made / name / "data"))["train"]) == labels, name
+
+    times = {path: path.stat().st_mtime_ns for path in made.glob("*/result.json")}
+    assert script("measure_recovery.py", *audited, "--learning_rate", "1e-2").stdout == done.stdout
+    assert {path: path.stat().st_mtime_ns for path in made.glob("*/result.json")} == times
+    script("measure_recovery.py", audited[0], "--learning_rate", "2e-2")  # other settings: trained anew
+    assert (made / "noisy-capo-seed0" / "result.json").stat().st_mtime_ns > max(times.values())
+
+
+def test_runs_that_are_no_seeds_of_one_study_are_refused(audited, tmp_path):
+    assert "differ in noise or seed" in script("measure_recovery.py", audited[0], audited[0]).stderr
+    unfinished = tmp_path / "runs" / "capo-seed0"
+    shutil.copytree(audited[0], unfinished)
+    (unfinished / "result.json").unlink()
+    assert "result.json" in script("measure_recovery.py", unfinished).stderr
+
+
+def test_the_share_that_came_back(monkeypatch):
+    """Of 200 pairs 180 are ranked as labelled, 100 with noise, 150 cleaned: 25 points, 5/8 of the loss, came back.
+
+    Without noise, and 90 cleaned: 5 points less, give or take 1.96 sqrt(0.05 * 0.95 / 200) = 3, and there is no loss.
+    """
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from measure_recovery import Trained, line
+
+    def trained(*counts: int) -> list[list]:
+        return [[Trained(np.arange(200) < count, np.full(200, "de")) for count in counts]] * 3
+
+    cells = line("20 %", trained(180, 100, 150)).strip("| ").split(" | ")
+    assert [cell.split()[0] for cell in cells] == ["20", "3", "90.0", "50.0", "75.0", "+25.0", "0.62"]
     low, high = (float(bound.strip("[],")) for bound in cells[-1].split()[1:])
     assert 0.5 < low < 0.62 < high < 0.75
+    *_, added, share = line("none", trained(100, 100, 90)).strip("| ").split(" | ")
+    low, high = (float(bound.strip("[],")) for bound in added.split()[1:])
+    assert (added.split()[0], low, high, share) == ("-5.0", pytest.approx(-8, abs=1), pytest.approx(-2, abs=1), "-")
