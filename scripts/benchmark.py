@@ -1,10 +1,10 @@
 """What CAPO costs over DPO: time of a training step, tokens per second and peak memory, interleaved in one run.
 
     python scripts/benchmark.py [--model FOLDER] [--train full lora qlora] [--pairs 8] [--tokens 128 512] [--steps 20]
-                                [--languages 12] [--memory]
+                                [--languages 12] [--layers 6] [--vocabulary 32000] [--memory]
     python scripts/benchmark.py --estimate
 
-Without a model it takes a small random Llama with a vocabulary of 32,000. A line for every way to train, number of
+Without a model it takes a small random Llama, of so many layers and words. A line for every way to train, number of
 pairs and number of tokens: both trainers get the same batches in turn, first one and then the other leading, so that
 what else the machine does hits both. A step is forward, loss, backward and optimiser step; its time is the median.
 Every sequence has exactly `--tokens` tokens, half of them the prompt's. With `--languages` CAPO estimates and reports
@@ -37,16 +37,15 @@ from trl_capo.noise_rate import NoiseRateEstimate
 
 KINDS = {"dpo": (DPOTrainer, DPOConfig), "capo": (CAPOTrainer, CAPOConfig)}
 GPU = torch.cuda.is_available()
-VOCABULARY = 32_000
 
 
-def save_random_model(folder: str) -> str:
-    words = {"<pad>": 0, "<end>": 1} | {f"w{index}": index for index in range(2, VOCABULARY)}
+def save_random_model(folder: str, layers: int, vocabulary: int) -> str:
+    words = {"<pad>": 0, "<end>": 1} | {f"w{index}": index for index in range(2, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>").save_pretrained(folder)
-    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
-    LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes, max_position_embeddings=8192)).save_pretrained(folder)
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": layers, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **sizes, max_position_embeddings=8192)).save_pretrained(folder)
     return folder
 
 
@@ -185,6 +184,8 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", type=int, default=[128], help="of every sequence")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--languages", type=int, default=0)
+    parser.add_argument("--layers", type=int, default=6, help="of the random model")
+    parser.add_argument("--vocabulary", type=int, default=32_000, help="of the random model, 1,000 or more")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--estimate", action="store_true", help="time the estimate of the noise rates alone")
     parser.add_argument("--peak_of", choices=KINDS, help=argparse.SUPPRESS)  # one process measures itself
@@ -194,7 +195,7 @@ def main() -> None:
         print_estimate()
         return
     with tempfile.TemporaryDirectory() as folder:
-        args.model = args.model or save_random_model(f"{folder}/model")
+        args.model = args.model or save_random_model(f"{folder}/model", args.layers, args.vocabulary)
         if args.peak_of:
             print(json.dumps(peak_of(args.peak_of, args, args.train[0], args.pairs[0], args.tokens[0], folder)))
             return
