@@ -1,14 +1,14 @@
 """What CAPO costs over DPO: time of a training step, tokens per second and peak memory, interleaved in one run.
 
     python scripts/benchmark.py [--model FOLDER] [--train full lora qlora] [--pairs 8] [--tokens 128 512] [--steps 20]
-                                [--languages 12] [--layers 6] [--vocabulary 32000] [--memory]
+                                [--languages 12] [--layers 6] [--vocabulary 32000] [--memory] [--rounds 3]
     python scripts/benchmark.py --estimate
 
 Without a model it takes a small random Llama, of so many layers and words. A line for every way to train, number of
 pairs and number of tokens: both trainers get the same batches in turn, first one and then the other leading, so that
 what else the machine does hits both. A step is forward, loss, backward and optimiser step; its time is the median.
 Every sequence has exactly `--tokens` tokens, half of them the prompt's. With `--languages` CAPO estimates and reports
-a rate for each, without it one for all. `--memory` adds the peak of processes of their own, three rounds of one per
+a rate for each, without it one for all. `--memory` adds the peak of processes of their own, `--rounds` of one per
 trainer: of the GPU's allocator, or on a CPU (Linux) the resident set. Ratios are CAPO over DPO. `--estimate` times the
 estimate of the noise rates alone, which does not depend on the model.
 """
@@ -125,11 +125,11 @@ def measure_time(args: argparse.Namespace, *case) -> dict[str, list[float]]:
 
 
 def measure_memory(args: argparse.Namespace, how: str, pairs: int, tokens: int) -> dict[str, float]:
-    """Medians in MiB of three processes each."""
+    """Medians in MiB of several processes each."""
     case = ["--train", how, "--pairs", str(pairs), "--tokens", str(tokens), "--model", args.model]
     command = [sys.executable, __file__, *case, "--languages", str(args.languages), "--peak_of"]
     peaks = {kind: [] for kind in KINDS}
-    for _ in range(3):
+    for _ in range(args.rounds):
         for kind, values in peaks.items():
             done = subprocess.run([*command, kind], check=True, capture_output=True, text=True)
             values.append(json.loads(done.stdout.strip().splitlines()[-1]))
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6, help="of the random model")
     parser.add_argument("--vocabulary", type=int, default=32_000, help="of the random model, 1,000 or more")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3, help="of processes that measure memory")
     parser.add_argument("--estimate", action="store_true", help="time the estimate of the noise rates alone")
     parser.add_argument("--peak_of", choices=KINDS, help=argparse.SUPPRESS)  # one process measures itself
     args = parser.parse_args()
