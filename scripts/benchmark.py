@@ -37,9 +37,10 @@ from trl_capo.noise_rate import NoiseRateEstimate
 
 KINDS = {"dpo": (DPOTrainer, DPOConfig), "capo": (CAPOTrainer, CAPOConfig)}
 GPU = torch.cuda.is_available()
+LAYERS, VOCABULARY = 6, 32_000
 
 
-def save_random_model(folder: str, layers: int, vocabulary: int) -> str:
+def save_random_model(folder: str, layers: int = LAYERS, vocabulary: int = VOCABULARY) -> str:
     words = {"<pad>": 0, "<end>": 1} | {f"w{index}": index for index in range(2, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -184,8 +185,8 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", type=int, default=[128], help="of every sequence")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--languages", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=6, help="of the random model")
-    parser.add_argument("--vocabulary", type=int, default=32_000, help="of the random model, 1,000 or more")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of the random model")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="of the random model, 1,000 or more")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--rounds", type=int, default=3, help="of processes that measure memory")
     parser.add_argument("--estimate", action="store_true", help="time the estimate of the noise rates alone")

@@ -52,7 +52,7 @@ def test_accelerate_reads_every_recipe(recipe):
     for name in ("use_fsdp", "use_deepspeed", "multi_gpu"):
         assert getattr(arguments, name) == (name == way), name
     assert arguments.num_processes == config.num_processes
-    assert arguments.mixed_precision == "bf16"
+    assert arguments.mixed_precision == "no"  # anything else would outrank `bf16: false`, in silence
     if way == "use_deepspeed":
         assert arguments.zero_stage == int(recipe.stem[-1])
     if way == "use_fsdp":
@@ -65,6 +65,13 @@ def test_accelerate_reads_every_recipe(recipe):
 
 def test_every_recipe_is_known():
     assert {recipe.stem for recipe in RECIPES} == set(EXPECTED)
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(False, "no"), (True, "bf16")])
+def test_the_precision_is_the_trainings(make_args, monkeypatch, bf16, precision):
+    """Under a launcher that has none of its own, as with these recipes."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert make_args(bf16=bf16).mixed_precision == precision
 
 
 @pytest.fixture
@@ -82,7 +89,7 @@ def test_sigterm_to_the_launcher_saves_a_checkpoint(run_config, recipe, whole_gr
     """To the launcher alone, as a script does it, and to all its processes, as Slurm does it: exit code 143."""
     port = free_port()
     command = [sys.executable, "-m", "trl_capo.cli", "train", "--config", str(run_config), "--accelerate_config"]
-    command += [str(PROJECT / "configs" / "accelerate" / f"{recipe}.yaml"), "--mixed_precision", "no"]
+    command += [str(PROJECT / "configs" / "accelerate" / f"{recipe}.yaml")]
     command += ["--num_processes", "2", "--main_process_port", str(port)] if recipe == "multi_gpu" else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     log, output = run_config.with_name("log"), run_config.with_name("output")

@@ -49,7 +49,7 @@ def trained(config: Path, recipe: str, *options: str) -> list[dict]:
     """What `trl-capo train` logs with a recipe, on at most two GPUs."""
     processes = 1 if recipe == "single" else min(2, torch.cuda.device_count())
     port = free_port()
-    command = [sys.executable, "-m", "trl_capo.cli", "train", "--config", str(config), "--mixed_precision", "no"]
+    command = [sys.executable, "-m", "trl_capo.cli", "train", "--config", str(config)]
     command += ["--accelerate_config", str(PROJECT / "configs" / "accelerate" / f"{recipe}.yaml")]
     command += ["--num_processes", str(processes), "--main_process_port", str(port), *options]
     command += ["--per_device_train_batch_size", str(4 // processes)]
