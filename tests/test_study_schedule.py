@@ -221,8 +221,12 @@ def test_an_interruption_ends_the_runs_that_are_going_on(fake, monkeypatch):
         ended.append(lifeline.read())
 
     monkeypatch.setattr("trl_capo.study.schedule._launch", wait_for_the_end)
-    with pytest.raises(KeyboardInterrupt):
-        run(jobs=2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(jobs=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended == [""]
 
 
