@@ -210,7 +210,7 @@ def test_the_time_left_counts_epochs():
         assert "4/4 runs, 00:50 so far" in str(bar)
 
 
-def test_an_interruption_ends_the_runs_that_are_going_on(fake, monkeypatch):
+def test_an_interruption_ends_the_runs_that_are_going_on(fake, monkeypatch, request):
     """As by Ctrl-C: the runs wait for the other end of their lifeline, and the study for them."""
     run, _ = fake
     ended = []
@@ -222,11 +222,9 @@ def test_an_interruption_ends_the_runs_that_are_going_on(fake, monkeypatch):
 
     monkeypatch.setattr("trl_capo.study.schedule._launch", wait_for_the_end)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run(jobs=2)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs=2)
     assert ended == [""]
 
 

@@ -174,8 +174,9 @@ class NoiseRateEstimate(TrainerCallback, ExportableState):
 
     def _fit_slopes(self) -> None:
         """How likely the slopes are: (2 + G, A), the last of a group that has not been met."""
-        found = (self._reference, self.noise_rates, self._grid[0], self._slopes, self._means)
-        self._of_slope = reference.posteriors(*found)
+        self._of_slope = reference.posteriors(
+            self._reference, self.noise_rates, self._grid[0], self._slopes, self._means
+        )
 
     def _remember(self, pairs: Tensor, rho: Tensor) -> None:
         """Keep the evidence of the pairs, (B,) numbers and relative rewards, that are new."""

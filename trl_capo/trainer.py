@@ -112,9 +112,9 @@ class CAPOTrainer(ResumableDPOTrainer):
         )
         refuse_empty(args.max_length, train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
         self._capo_noise_rate, self._capo_temperature = args.noise_rate, args.confidence_temperature
-        self._capo_asks_reference = args.use_reference_margin and not args.sync_ref_model
-        if args.noise_rate == "auto":
+        if estimated := args.noise_rate == "auto":
             self.add_callback(NoiseRateEstimate())
+        self._capo_asks_reference = estimated and args.use_reference_margin and not args.sync_ref_model
         self._capo_sigmoid_weight = sigmoid_weight(args)
         self.data_collator = PairCollator(self.data_collator)
         self._capo_recorder = PairRecorder(self.accelerator, self._capo_index)
@@ -161,9 +161,9 @@ class CAPOTrainer(ResumableDPOTrainer):
         self._capo_check_agreement(dpo_loss, rho)
         groups = self._capo_index.groups(pairs, labels, len(rho), self.accelerator)
         margin = references[0] - references[1]
-        standardised = standardised_margin(margin, sum(inputs["completion_mask"].sum(dim=1).chunk(2)))
-        if not self._capo_asks_reference:
-            standardised = torch.zeros_like(standardised)
+        standardised = torch.zeros_like(margin, dtype=torch.float32)
+        if self._capo_asks_reference:
+            standardised = standardised_margin(margin, sum(inputs["completion_mask"].sum(dim=1).chunk(2)))
         rate, told = self._capo_rates(groups, pairs, standardised)
         agreed = confidence_scale(rho, noise_rate=rate, temperature=self._capo_temperature)
         scale = told * agreed

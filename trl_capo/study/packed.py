@@ -51,8 +51,8 @@ class PackedLayers:
             return
         if any(kwargs.get(name) is not None for name in ("past_key_values", "position_ids")):
             return
-        wanted = ("output_hidden_states", "output_router_logits", "output_attentions")
-        if kwargs.get("use_cache") or any(kwargs.get(name) for name in wanted):
+        wanted = ("use_cache", "output_hidden_states", "output_router_logits", "output_attentions")
+        if any(kwargs.get(name) for name in wanted):
             return
         if padded_on_the_right(mask) and ids.shape[1] <= (self._window or ids.shape[1]):
             self._packing = Packing(ids, mask.bool(), self._row)
