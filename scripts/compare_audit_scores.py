@@ -31,9 +31,10 @@ FEWEST = 200
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of a study: its settings, its pairs as it was trained on them, and their dynamics."""
+    """A finished run: its settings, the study's data, its training pairs with their noise, and their dynamics."""
 
     settings: dict[str, Any]
+    parts: dict[str, Dataset]
     noisy: Dataset
     pairs: Dynamics
 
@@ -51,10 +52,11 @@ def read_run(folder: Path) -> Run:
     """
     settings = read_json(folder / RESULT)["settings"]
     shared = settings["shared"]
-    noisy = with_noise(read_parts(shared)["train"], settings["inject"], settings["seed"], shared["group_column"])
+    parts = read_parts(shared)
+    noisy = with_noise(parts["train"], settings["inject"], settings["seed"], shared["group_column"])
     log = read_log(folder / "pair_log")
     check_data(log, noisy)
-    return Run(settings, noisy, read_dynamics(log))
+    return Run(settings, parts, noisy, read_dynamics(log))
 
 
 def ranking(scores: np.ndarray, wrong: np.ndarray, names: np.ndarray) -> list[float]:

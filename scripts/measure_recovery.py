@@ -17,7 +17,6 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from compare_audit_scores import Run, read_run
@@ -27,7 +26,6 @@ from trl_capo.audit.judgement import judge
 from trl_capo.cleaning import Rules, clean
 from trl_capo.noise_checks import IS_NOISY
 from trl_capo.pair_log import fingerprint
-from trl_capo.study.data import read_parts
 from trl_capo.study.files import read_json, write_json
 from trl_capo.study.inputs import describe_inputs, refuse_other_inputs
 from trl_capo.study.run import MARGINS, RESULT, run
@@ -45,11 +43,13 @@ class Trained:
     groups: np.ndarray
 
 
-def cleaned_labels(found: Run) -> Dataset:
-    """The run's pairs, and all labels flipped that its log makes likelier wrong than right."""
+def labels_of_arms(found: Run) -> dict[str, Dataset]:
+    """The run's pairs with right labels, with its noise, and with all flipped that the log makes likelier wrong."""
     scores = judge(found.pairs).scores
     suspects = {int(row): Suspect(float(score), []) for row, score in zip(found.pairs.pair, scores, strict=True)}
-    return clean(found.noisy, suspects=suspects, rules=Rules(flip_above=0.5)).dataset
+    cleaned = clean(found.noisy, suspects=suspects, rules=Rules(flip_above=0.5)).dataset
+    noisy, cleaned = (labels.remove_columns(IS_NOISY) for labels in (found.noisy, cleaned))
+    return {"right": found.parts["train"], "noisy": noisy, "cleaned": cleaned}
 
 
 def train_dpo(labels: Dataset, found: Run, folder: Path, learning_rate: float) -> Trained:
@@ -59,7 +59,7 @@ def train_dpo(labels: Dataset, found: Run, folder: Path, learning_rate: float) -
     told["shared"] = shared | {"training": {**shared["training"], "pair_log": False}}
     if not (folder / RESULT).is_file() or read_json(folder / RESULT)["told"] != told:
         folder.mkdir(parents=True, exist_ok=True)
-        parts = read_parts(shared) | {"train": labels.remove_columns(IS_NOISY)}
+        parts = found.parts | {"train": labels}
         DatasetDict({shared[f"{name}_split"]: part for name, part in parts.items()}).save_to_disk(folder / "data")
         own = {"dataset_name": str(folder / "data"), "train_pairs": None}
         settings = {"options": {"method": "dpo"}, "inject": {"kind": "flip", "rate": 0.0}, "epochs": 1}
@@ -70,39 +70,31 @@ def train_dpo(labels: Dataset, found: Run, folder: Path, learning_rate: float) -
         return Trained(arrays["margins"] > 0, arrays["labels"])
 
 
-def train_all(folder: Path, learning_rate: float) -> tuple[dict[str, Any], list[Trained]]:
-    """The settings of the run in the folder, and DPO trained on the labels of every arm."""
-    found, study = read_run(folder), folder.parent.parent
-    shared = found.settings["shared"]
-    parts = read_parts(shared)
-    refuse_other_inputs(study, describe_inputs(parts, shared["model_name_or_path"]))
+def train_all(folder: Path, found: Run, learning_rate: float) -> list[Trained]:
+    """DPO trained on the labels of every arm of the run in the folder."""
+    study = folder.parent.parent
+    refuse_other_inputs(study, describe_inputs(found.parts, found.settings["shared"]["model_name_or_path"]))
     recovery = study / "recovery"
     recovery.mkdir(exist_ok=True)
     if not (recovery / "memory").exists():  # of the same model and sequences
         (study / "memory").mkdir(exist_ok=True)
         (recovery / "memory").symlink_to(Path("..", "memory"))
-    right = parts["train"].add_column(IS_NOISY, [False] * len(parts["train"]))
-    labels = {"right": right, "noisy": found.noisy, "cleaned": cleaned_labels(found)}
+    labels = labels_of_arms(found)
     names = {arm: f"{arm}-{folder.name}" for arm in ARMS} | {"right": f"right-seed{found.settings['seed']}"}
-    return found.settings, [
-        train_dpo(labels[arm], found, recovery / "runs" / names[arm], learning_rate) for arm in ARMS
-    ]
+    return [train_dpo(labels[arm], found, recovery / "runs" / names[arm], learning_rate) for arm in ARMS]
 
 
 def line(noise: str, runs: list[list[Trained]]) -> str:
     """A line of the table, of the arms of every seed."""
-    seeds = list(range(len(runs)))
-    right, noisy, cleaned = (np.stack([trained[arm].right for trained in runs]).astype(float) for arm in range(3))
-    bootstrap = Bootstrap(runs[0][0].groups)
-    draws = {id(values): bootstrap.draws(values, seeds) for values in (right, noisy, cleaned)}
-    found = [estimate(100 * values.mean(), 100 * draws[id(values)]) for values in (right, noisy, cleaned)]
-    gain, cost = draws[id(cleaned)] - draws[id(noisy)], draws[id(right)] - draws[id(noisy)]
-    added = estimate(100 * (cleaned.mean() - noisy.mean()), 100 * gain)
-    share = "-"
-    if estimate(0.0, cost).low > 0:
-        back = (cleaned.mean() - noisy.mean()) / (right.mean() - noisy.mean())
+    bootstrap, seeds = Bootstrap(runs[0][0].groups), list(range(len(runs)))
+    ranked = [np.stack([trained[arm].right for trained in runs]).astype(float) for arm in range(len(ARMS))]
+    means, draws = [values.mean() for values in ranked], [bootstrap.draws(values, seeds) for values in ranked]
+    found = [estimate(100 * mean, 100 * drawn) for mean, drawn in zip(means, draws, strict=True)]
+    (right, noisy, cleaned), gain, cost = means, draws[2] - draws[1], draws[0] - draws[1]
+    added, share = estimate(100 * (cleaned - noisy), 100 * gain), "-"
+    if estimate(right - noisy, cost).low > 0:
         safe = np.divide(gain, cost, out=np.where(gain > 0, np.inf, -np.inf), where=cost > 0)
-        share = _told(estimate(back, safe), ".2f")
+        share = _told(estimate((cleaned - noisy) / (right - noisy), safe), ".2f")
     cells = [*(_told(part, ".1f") for part in found), _told(added, "+.1f"), share]
     return f"| {noise} | {len(runs)} | {' | '.join(cells)} |"
 
@@ -117,19 +109,19 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=3e-4, help="DPO's")
     args = parser.parse_args()
     disable_progress_bars()
-    by_noise: dict[str, dict[int, list[Trained]]] = {}
-    kinds = set()
-    for folder in args.runs:
-        settings, trained = train_all(folder, args.learning_rate)
-        own = by_noise.setdefault(settings["noise"], {})
-        kinds.add(json.dumps([settings[name] for name in ("shared", "options", "epochs", "learning_rate")]))
-        if settings["inject"]["kind"] != "flip" or settings["seed"] in own or len(kinds) > 1:
-            parser.error(f"{folder}: give runs under flips that differ in noise or seed, and in nothing else")
-        own[settings["seed"]] = trained
+    runs = {folder: read_run(folder) for folder in args.runs}
+    told = [found.settings for found in runs.values()]
+    kinds = {json.dumps([own[name] for name in ("shared", "options", "epochs", "learning_rate")]) for own in told}
+    single = len({(own["noise"], own["seed"]) for own in told}) == len(args.runs)
+    if len(kinds) > 1 or not single or any(own["inject"]["kind"] != "flip" for own in told):
+        parser.error("give runs under flips that differ in noise or seed, and in nothing else")
+    by_noise: dict[str, list[list[Trained]]] = {}
+    for folder, found in runs.items():
+        by_noise.setdefault(found.settings["noise"], []).append(train_all(folder, found, args.learning_rate))
     heads = ["noise", "seeds", "right labels", "noisy", "cleaned", "cleaned less noisy", "share of the loss"]
     print(f"| {' | '.join(heads)} |\n|---|{'---:|' * (len(heads) - 1)}")
-    for noise, runs in by_noise.items():
-        print(line(noise, list(runs.values())))
+    for noise, trained in by_noise.items():
+        print(line(noise, trained))
 
 
 if __name__ == "__main__":
