@@ -89,7 +89,7 @@ def test_data(refused_at_once, tmp_path, kind, named):
 def test_a_file_without_rows(refused_at_once, tmp_path, content):
     (tmp_path / "empty.jsonl").write_text(content)
     message = refused_at_once(dataset_name=tmp_path / "empty.jsonl")
-    assert f"dataset_name={str(tmp_path / 'empty.jsonl')!r} has no rows." in message
+    assert f"dataset_name={str(tmp_path / 'empty.jsonl')!r} cannot be read: it has no rows." in message
 
 
 def test_tools_that_are_not_json(refused_at_once, options):

@@ -5,13 +5,12 @@ live with is counted in one warning. Streams are checked by their first rows onl
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
-from trl import DatasetMixtureConfig, get_dataset
 
 from trl_capo.cells import cell_problem, is_empty
 from trl_capo.data_files import BUILDERS, builder_of, first_problem, refuse_unsafe_lines
@@ -43,12 +42,7 @@ def load_preference_data(name: str, *, config: str | None = None, streaming: boo
         FileNotFoundError: nothing is there.
         ValueError: it is there and cannot be read as preference data.
     """
-    path = find_path(name)
-    if path is None and (builder_of(Path(name)) or not can_be_on_hub(name.removeprefix("hf://datasets/"))):
-        raise FileNotFoundError(f"dataset_name={name!r}: there is no such file or folder, and none on the hub.")
-    if path is not None and not path.is_dir() and not (path.is_file() and builder_of(path)):
-        endings = ", ".join(BUILDERS)
-        raise FileNotFoundError(f"dataset_name={name!r}: no data found there; files of data end in {endings}.")
+    path = find_data(name, "dataset_name")
     try:
         if path is not None:
             refuse_unsafe_lines(path, STREAM_ROWS if streaming else None)
@@ -62,13 +56,33 @@ def load_preference_data(name: str, *, config: str | None = None, streaming: boo
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise FileNotFoundError(f"dataset_name={name!r}: no data found there: {error}") from error
     except Exception as error:  # every reader of every format has its own errors
-        cause = error.__cause__ or error
-        if isinstance(cause, StopIteration) or any(words in str(cause) for words in _NO_ROWS):
-            raise ValueError(f"dataset_name={name!r} has no rows.") from error
-        reason = None if path is None else first_problem(path)
-        reason = reason or f"{type(cause).__name__}: {cause}"
+        reason = why_unreadable(error, [] if path is None else [path])
         raise ValueError(f"dataset_name={name!r} cannot be read: {reason}") from error
     return loaded if isinstance(loaded, Mapping) else DatasetDict(train=loaded)
+
+
+def find_data(name: str, option: str) -> Path | None:
+    """The file or folder of data of that name; None for what may be on the hub.
+
+    Raises:
+        FileNotFoundError: it is neither; the message names the option.
+    """
+    path = find_path(name)
+    if path is None and (builder_of(Path(name)) or not can_be_on_hub(name.removeprefix("hf://datasets/"))):
+        raise FileNotFoundError(f"{option}={name!r}: there is no such file or folder, and none on the hub.")
+    if path is not None and not path.is_dir() and not (path.is_file() and builder_of(path)):
+        endings = ", ".join(BUILDERS)
+        raise FileNotFoundError(f"{option}={name!r}: no data found there; files of data end in {endings}.")
+    return path
+
+
+def why_unreadable(error: Exception, paths: Iterable[Path]) -> str:
+    """Why data cannot be read, for the user: by the error of their reader, and a second look at the local files."""
+    cause = error.__cause__ or error
+    if isinstance(cause, StopIteration) or any(words in str(cause) for words in _NO_ROWS):
+        return "it has no rows."
+    problem = next(filter(None, map(first_problem, paths)), None)
+    return problem or f"{type(cause).__name__}: {cause}"
 
 
 def _load(path: Path | None, name: str, config: str | None, streaming: bool) -> Any:
@@ -79,19 +93,6 @@ def _load(path: Path | None, name: str, config: str | None, streaming: bool) -> 
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return load_from_disk(str(path))
     return load_dataset(str(path), name=config, streaming=streaming)
-
-
-def load_mixture(args: DatasetMixtureConfig) -> DatasetDict:
-    """Load TRL's mixture of data sets.
-
-    Raises:
-        ValueError: one of them cannot be read.
-    """
-    try:
-        return get_dataset(args)
-    except Exception as error:  # as above
-        parts = ", ".join(repr(part.path) for part in args.datasets)
-        raise ValueError(f"datasets: {parts} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def select_split(splits: Mapping[str, Any], split: str, option: str) -> Any:

@@ -8,7 +8,7 @@ a running training shows.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import PretrainedConfig
-from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_capo.arguments import Parser, launch_options, parse, refuse_unknown
 from trl_capo.config import CAPOConfig
@@ -76,12 +76,12 @@ def _check(found: Findings, usable: Usable) -> None:
         processes = read_launch(words)
     train = evaluation = None
     with _collecting(found.problems):
-        splits = load_splits(script_args, dataset_args)
+        splits = load_splits(script_args, args, dataset_args)
         with _collecting(found.problems):
             train = training_split(splits, script_args, args, noise_args)
         with _collecting(found.problems):
             evaluation = evaluation_split(splits, script_args, args)
-    pairs = _check_data(found, args, script_args, train, evaluation)
+    pairs = _check_data(found, args, partial(stream_problem, script_args, dataset_args), train, evaluation)
     for look in (check_resume, lambda args: output_folder(args.output_dir), pair_log_folder):
         with _collecting(found.problems):
             look(args)
@@ -104,7 +104,7 @@ def _collecting(problems: list[str]) -> Iterator[None]:
 
 
 def _check_data(
-    found: Findings, args: CAPOConfig, script_args: ScriptArguments, train: Any, evaluation: Any
+    found: Findings, args: CAPOConfig, of_stream: Callable[[], str | None], train: Any, evaluation: Any
 ) -> Dataset | None:
     """The pairs to train on, of a stream its first rows; None if they cannot be used."""
     usable = False
@@ -121,7 +121,7 @@ def _check_data(
         try:
             train = Dataset.from_list(list(train.take(STREAM_ROWS)))
         except Exception as error:  # every reader of every format has its own errors
-            found.problems.append(stream_problem(script_args) or f"the stream cannot be read: {error}")
+            found.problems.append(of_stream() or f"the stream cannot be read: {error}")
             return None
     found.warnings += repeat_warnings(train)
     found.pairs = len(train)

@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(error)
         return 1
     except Exception:
-        problem = stream_problem(parsed[0])
+        problem = stream_problem(parsed[0], parsed[3])
         if problem is None:
             raise
         print_error("trl-capo train", ValueError(problem))  # of the process that read it

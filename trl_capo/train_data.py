@@ -8,8 +8,9 @@ from datasets import Dataset
 from trl import DatasetMixtureConfig, ScriptArguments
 
 from trl_capo.config import CAPOConfig
-from trl_capo.data import load_mixture, load_preference_data, select_split
+from trl_capo.data import load_preference_data, select_split
 from trl_capo.data_files import first_problem
+from trl_capo.data_mixture import load_mixture, mixture_problem
 from trl_capo.groups import find_groups
 from trl_capo.messages import get_logger
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
@@ -43,17 +44,19 @@ def load_data(
     Raises:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
-    splits = load_splits(script_args, dataset_args)
+    splits = load_splits(script_args, training_args, dataset_args)
     train_dataset = training_split(splits, script_args, training_args, noise_args)
     return train_dataset, evaluation_split(splits, script_args, training_args)
 
 
-def load_splits(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig) -> Mapping[str, Any]:
+def load_splits(
+    script_args: ScriptArguments, training_args: CAPOConfig, dataset_args: DatasetMixtureConfig
+) -> Mapping[str, Any]:
     """All splits of the data; errors as of `load_data`."""
     if dataset_args.datasets:
         if script_args.dataset_name:
             logger.warning("dataset_name is not used, because `datasets` is given.")
-        return load_mixture(dataset_args)
+        return load_mixture(dataset_args, training_args.seed)
     if script_args.dataset_name:
         return load_preference_data(
             script_args.dataset_name, config=script_args.dataset_config, streaming=script_args.dataset_streaming
@@ -81,8 +84,11 @@ def evaluation_split(splits: Mapping[str, Any], script_args: ScriptArguments, tr
     return select_split(splits, script_args.dataset_test_split, "dataset_test_split")
 
 
-def stream_problem(script_args: ScriptArguments) -> str | None:
+def stream_problem(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig) -> str | None:
     """File, line and reason of what cannot be read in a stream of local files; None if all can, or it is none."""
+    if dataset_args.datasets:
+        problem = mixture_problem(dataset_args) if dataset_args.streaming else None
+        return None if problem is None else f"datasets: they cannot be read: {problem}"
     path = find_path(script_args.dataset_name) if script_args.dataset_streaming and script_args.dataset_name else None
     problem = None if path is None else first_problem(path)
     return None if problem is None else f"dataset_name={script_args.dataset_name!r} cannot be read: {problem}"

@@ -1,7 +1,8 @@
 """Whether a value read from a file is of the type that a dataclass declares for it, and both in words."""
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
 from enum import Enum
 from inspect import isclass
 from types import NoneType, UnionType
@@ -40,9 +41,28 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def type_problems(values: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
-    """A sentence for every value that is not of its type."""
-    wrong = [name for name, value in values.items() if name in hints and not fits(value, hints[name])]
-    return [f"{name}={values[name]!r}: give {_in_words(hints[name])}.{_hint(values[name])}" for name in wrong]
+    """A sentence for every value that is not of its type, and for every wrong key of a list's mappings."""
+    problems = []
+    for name, value in values.items():
+        if name in hints and not fits(value, hints[name]):
+            problems.append(f"{name}={value!r}: give {_in_words(hints[name])}.{_hint(value)}")
+        elif name in hints and get_origin(hints[name]) is list and is_dataclass(kind := get_args(hints[name])[0]):
+            for index, entry in enumerate(value):
+                problems += [f"{name}[{index}]: {problem}" for problem in _key_problems(entry, kind)]
+    return problems
+
+
+def _key_problems(entry: Mapping[Any, Any], kind: type) -> list[str]:
+    """What keys an entry lacks, or has too many, to be of the dataclass."""
+    names = [field.name for field in fields(kind)]
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    problems = [f"it has no {name!r}." for name in needed if name not in entry]
+    for key in entry:
+        if key not in names:
+            close = get_close_matches(str(key), names, 1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(names)}."
+            problems.append(f"unknown key {key!r}. {hint}")
+    return problems
 
 
 def _in_words(hint: Any) -> str:

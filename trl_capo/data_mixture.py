@@ -1,0 +1,127 @@
+"""TRL's mixture of data sets (`datasets:` in a YAML): loaded, or refused with all that is wrong, entry by entry."""
+
+import dataclasses
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from trl import DatasetMixtureConfig, get_dataset
+
+from trl_capo.data import STREAM_ROWS, find_data, why_unreadable
+from trl_capo.data_files import BUILDERS, builder_of, first_problem, refuse_unsafe_lines
+from trl_capo.paths import find_path
+
+
+def load_mixture(args: DatasetMixtureConfig, seed: int) -> DatasetDict:
+    """Load a mixture, whose entries are what `load_dataset` takes, or files as `load_preference_data` takes them.
+
+    Args:
+        args: TRL's; with its `test_split_size`, that share of the rows becomes the split "test".
+        seed: of that split. TRL draws it anew in every process, so that processes would train on each other's test
+            pairs, and a resumed training on its own.
+
+    Raises:
+        ValueError: one of them cannot be read, or they do not fit together; all in one error.
+    """
+    if args.streaming and args.test_split_size is not None:
+        raise ValueError("test_split_size: a stream cannot be split. Give a mixture of the pairs to train on alone.")
+    refused = {index: problem for index in range(len(args.datasets)) if (problem := _before_loading(args, index))}
+    together = None
+    if not refused:
+        try:
+            return _load(args, list(map(_with_reader, args.datasets)), seed)
+        except Exception as error:  # every reader of every format has its own errors
+            together = error
+    for index in range(len(args.datasets)):
+        if index not in refused and (problem := _when_loaded(args, index)):
+            refused[index] = problem
+    if not refused:
+        raise ValueError(f"datasets: they cannot be mixed: {type(together).__name__}: {together}") from together
+    raise ValueError("\n".join(refused[index] for index in sorted(refused))) from together
+
+
+def mixture_problem(args: DatasetMixtureConfig) -> str | None:
+    """File, line and reason of what cannot be read in the local files of a stream; None if all can."""
+    problems = (first_problem(path) for entry in args.datasets for path in _local(entry))
+    return next(filter(None, problems), None)
+
+
+def _load(args: DatasetMixtureConfig, entries: list[Any], seed: int) -> DatasetDict:
+    mixed = get_dataset(DatasetMixtureConfig(entries, args.streaming))["train"]
+    if args.streaming:  # what is wrong at the start of a stream shows when it is read
+        list(mixed.take(STREAM_ROWS))
+    if args.test_split_size is None:
+        return DatasetDict(train=mixed)
+    return mixed.train_test_split(test_size=args.test_split_size, seed=seed)
+
+
+def _before_loading(args: DatasetMixtureConfig, index: int) -> str | None:
+    """What is wrong with an entry, of what no reader should be given."""
+    entry = args.datasets[index]
+    try:
+        if not _is_reader(entry):
+            find_data(entry.path, "path")
+        for path in _local(entry):
+            refuse_unsafe_lines(path, STREAM_ROWS if args.streaming else None)
+    except FileNotFoundError as error:
+        return f"datasets[{index}]: {error}"
+    except (TypeError, ValueError, OSError) as error:
+        return f"{_named(args, index)} cannot be read: {error}"
+    return None
+
+
+def _when_loaded(args: DatasetMixtureConfig, index: int) -> str | None:
+    """What is wrong with an entry by itself."""
+    entry = dataclasses.replace(_with_reader(args.datasets[index]), fraction=None)
+    try:
+        _load(dataclasses.replace(args, datasets=[entry], test_split_size=None), [entry], 0)
+    except Exception as error:  # as above
+        return f"{_named(args, index)} cannot be read: {why_unreadable(error, _local(entry))}"
+    return None
+
+
+def _named(args: DatasetMixtureConfig, index: int) -> str:
+    entry = args.datasets[index]
+    given = [f"{key}={value!r}" for key in ("path", "data_dir", "data_files") if (value := getattr(entry, key))]
+    return f"datasets[{index}] ({', '.join(given)})"
+
+
+def _is_reader(entry: Any) -> bool:
+    """Whether the path is the name of a reader of files, which stand elsewhere."""
+    return entry.path in BUILDERS.values()
+
+
+def _with_reader(entry: Any) -> Any:
+    """The entry, whose path is not a local file any more: TRL would look for it on the hub."""
+    path = None if _is_reader(entry) else find_path(entry.path)
+    if path is None or not path.is_file() or entry.data_files is not None:
+        return entry
+    return dataclasses.replace(entry, path=builder_of(path), data_files=str(path))
+
+
+def _local(entry: Any) -> Iterator[Path]:
+    """The files and folders of this machine that the entry names."""
+    place = None if _is_reader(entry) else find_path(entry.path)
+    if place is None and not _is_reader(entry):
+        return
+    if place is not None and place.is_file():
+        yield place
+        return
+    folder = (place or Path()) / (entry.data_dir or "")
+    if entry.data_files:
+        yield from (
+            Path(path) for name in _flat(entry.data_files) for path in glob(str(folder / name), recursive=True)
+        )
+    else:
+        yield folder
+
+
+def _flat(names: Any) -> Iterator[str]:
+    """`data_files` as `load_dataset` takes them: a name, or lists and mappings of names."""
+    if isinstance(names, str):
+        yield names
+    else:
+        for inner in names.values() if isinstance(names, dict) else names:
+            yield from _flat(inner)
