@@ -40,7 +40,7 @@ LAYERS = [
         "audit.page",
     ],
     ["audit.suspects", "audit.plots", "audit.report", "audit.audit", "audit.command"],
-    ["rehearsal", "train_data", "train", "dry_run_report", "dry_run_figures", "dry_run"],
+    ["rehearsal", "data_mixture", "train_data", "train", "dry_run_report", "dry_run_figures", "dry_run"],
     ["evaluate", "noise_command", "clean_command"],
     ["study.schedule", "study.command"],
     ["env_command"],

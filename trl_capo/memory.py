@@ -225,11 +225,6 @@ def _head(shape: ModelShape, setting: Setting, trained: int | None) -> float:
     return tiles + tokens * shape.hidden * (4 + setting.compute_bytes) + (shape.head * 4 if trained else 0)
 
 
-def logits(shape: ModelShape, setting: Setting) -> int:
-    """Bytes of the logits and of one float32 copy, which TRL does not make."""
-    return 2 * setting.pairs * setting.tokens * shape.vocabulary * (setting.compute_bytes + 4)
-
-
 def peak_memory() -> int:
     """Bytes that this process has taken at most: of the GPU's allocator, or on a CPU the resident set."""
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The table of docs/memory.md.
+"""The table of docs/cluster.md: what each of `configs/` takes, by the size of the model.
 
 python -m trl_capo.memory_table
 """
@@ -6,7 +6,7 @@ python -m trl_capo.memory_table
 from peft import LoraConfig
 from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config
 
-from trl_capo.memory import GIB, Setting, estimate, logits, model_shape
+from trl_capo.memory import GIB, Setting, estimate, model_shape
 
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "head_dim": 128, "architectures": ["LlamaForCausalLM"]}
 MODELS = {
@@ -35,39 +35,33 @@ MODELS = {
 }  # fmt: skip
 """Shapes of released models."""
 
-PAIRS, TOKENS, PROCESSES = 2, 1024, 8
-FULL = {"weight_bytes": 4}
-FROZEN = {"weight_bytes": 2}
+PROCESSES = 8
+FULL = {"pairs": 4, "tokens": 1024, "weight_bytes": 4}
+LORA = {"pairs": 8, "tokens": 1024, "weight_bytes": 2}
+QLORA = {"pairs": 2, "tokens": 1024, "weight_bytes": 2, "bits": 4.127}
+FSDP2 = {"sharding": "fsdp2", "processes": PROCESSES}
 WAYS = {
-    "full": ("full", FULL),
-    "full, 8 x FSDP2": ("full", FULL | {"sharding": "fsdp2", "processes": PROCESSES}),
-    "full, 8 x ZeRO-2": ("full", FULL | {"sharding": "zero2", "processes": PROCESSES}),
-    "full, 8 x FSDP2, live reference": (
-        "full",
-        FULL | {"sharding": "fsdp2", "processes": PROCESSES, "reference": True},
-    ),
-    "LoRA": ("lora", FROZEN),
-    "LoRA, 8 x FSDP2": ("lora", FROZEN | {"sharding": "fsdp2", "processes": PROCESSES}),
-    "QLoRA": ("lora", FROZEN | {"bits": 4.127}),
+    "full": FULL,
+    "full, 8 x FSDP2": FULL | FSDP2,
+    "full, 8 x ZeRO-2": FULL | {"sharding": "zero2", "processes": PROCESSES},
+    "full, 8 x FSDP2, live reference": FULL | FSDP2 | {"reference": True},
+    "LoRA": LORA,
+    "LoRA, 8 x FSDP2": LORA | FSDP2,
+    "QLoRA": QLORA,
 }
-"""What is trained, and the Setting beside PAIRS and TOKENS."""
+"""What is trained, and the Setting that the configs have."""
 
 
 def table() -> str:
-    """Markdown: GiB per device of every model and way to train it, and of the logits that TRL does not make."""
+    """Markdown: GiB per device of every model and way to train it."""
     lora = LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    lines = [
-        "| model | parameters | " + " | ".join(WAYS) + " | for comparison: logits |",
-        "|---|---:|" + "---:|" * (len(WAYS) + 1),
-    ]
+    lines = ["| model | parameters | " + " | ".join(WAYS) + " |", "|---|---:|" + "---:|" * len(WAYS)]
     for name, config in MODELS.items():
-        shapes = {"full": model_shape(config), "lora": model_shape(config, lora)}
-        sizes = [
-            sum(estimate(shapes[kind], Setting(PAIRS, TOKENS, **changes)).values()) for kind, changes in WAYS.values()
-        ]
-        sizes.append(logits(shapes["full"], Setting(PAIRS, TOKENS)))
-        cells = " | ".join(f"{size / GIB:,.1f}" for size in sizes)
-        lines.append(f"| {name} | {shapes['full'].parameters:,} | {cells} |")
+        full, adapted = model_shape(config), model_shape(config, lora)
+        settings = {way: Setting(**options) for way, options in WAYS.items()}
+        sizes = [estimate(full if way.startswith("full") else adapted, of) for way, of in settings.items()]
+        cells = " | ".join(f"{sum(size.values()) / GIB:,.1f}" for size in sizes)
+        lines.append(f"| {name} | {full.parameters:,} | {cells} |")
     return "\n".join(lines)
 
 
