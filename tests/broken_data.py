@@ -115,6 +115,7 @@ BAD_LINES = {  # as the second of three lines
     "right-to-left marks": f"{RIGHT_TO_LEFT} not JSON",
     "huge": "{" + HUGE,
     "deep": nested(100_000),
+    "deep objects": '{"chosen": ' + '{"a":' * 50_000 + "1" + "}" * 50_001,
     "raw surrogate": '{"chosen": "\ud800", "rejected": "b"}',
     "NaN as text": '{"chosen": NaN, "rejected": "b"}',
     "comment": "# a comment",

@@ -4,7 +4,7 @@ import gzip
 import json
 
 import pytest
-from broken_data import GOOD, WHOLE, in_folder, json_lines
+from broken_data import GOOD, WHOLE, in_folder, json_lines, nested
 
 from trl_capo.data_files import builder_of, first_problem, refuse_unsafe_lines
 
@@ -109,3 +109,35 @@ def test_what_only_looks_as_if_said_twice_is_not_refused(tmp_path):
     json_text = '[{"a": "\\"b\\": {", "b": {"a": 1}},\n {"a": 2, "b": "\\"a\\": 1"}]'
     in_folder({"a.csv": ",chosen,\n1,b,2\n", "b.csv": "Chosen,chosen\na,b\n", "c.json": json_text})(tmp_path)
     refuse_unsafe_lines(tmp_path / "data")
+
+
+def objects(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+@pytest.mark.parametrize("depth", [61, 20_000, 200_000])
+@pytest.mark.parametrize(
+    ("before", "cell", "after", "line"),
+    [
+        (f'{LINE}\n{{"a": ', objects, "}\n", 2),
+        (f'{LINE}\n{{"a": ', nested, "}\n", 2),
+        ('{"a": "}]}]", "b": ', objects, "}", 1),
+        ('[\n{"a": ', objects, "}\n]", 2),
+        ('[\n{"a": ', lambda depth: nested(depth).replace("[", "[\n"), "}\n]", 60),
+    ],
+    ids=range(5),
+)
+def test_what_is_nested_deep_is_found_before_it_ends_the_process(tmp_path, before, cell, after, line, depth):
+    """pyarrow dies of 20,000 objects in one line, and of 200,000 lists, with signal 11."""
+    (tmp_path / "a.json").write_text(before + cell(depth) + after)
+    with pytest.raises(ValueError, match=f"a.json, line {line}: it is nested too deeply"):
+        refuse_unsafe_lines(tmp_path)
+
+
+def test_neither_brackets_in_text_nor_many_lines_that_are_cut_are_deep(tmp_path):
+    row = json.dumps(GOOD | {"chosen": '[{"' * 100 + "\\", "rejected": [{"a": [[]]}] * 50})
+    (tmp_path / "a.jsonl").write_text(f"{row}\n" * 3)
+    refuse_unsafe_lines(tmp_path)
+    (tmp_path / "a.jsonl").write_text(f"{LINE}\n" + f"{LINE[:-1]}\n" * 100)
+    with pytest.raises(ValueError, match="a.jsonl, line 2: column .*: not JSON"):
+        refuse_unsafe_lines(tmp_path)

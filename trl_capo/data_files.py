@@ -13,13 +13,17 @@ import re
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 _OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _COMPRESSED = {*_OPEN, ".zst"}
+DEEPEST = 60
+"""Levels of lists and objects that JSON may have: pyarrow passes 64 on, and no preference data have as many."""
+_TOO_DEEP = "it is nested too deeply"
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 
 
 def builder_of(path: Path) -> str | None:
@@ -31,8 +35,9 @@ def builder_of(path: Path) -> str | None:
 def refuse_unsafe_lines(path: Path, most: int | None = None) -> None:
     """Raise ValueError for what readers would not survive, or take although it is no text, or means two things.
 
-    pyarrow 26 ends the process with a segmentation fault where a block of lines, or a list, starts with null, and
-    looks at no bytes of a string. Of a column of CSV, or a key in a JSON document, that comes twice, readers take one.
+    pyarrow 26 ends the process with a segmentation fault where a block of lines, or a list, starts with null, or
+    values are nested some ten thousand deep, and looks at no bytes of a string. Of a column of CSV, or a key in a JSON
+    document, that comes twice, readers take one.
 
     Args:
         path: of the file or folder.
@@ -41,13 +46,31 @@ def refuse_unsafe_lines(path: Path, most: int | None = None) -> None:
     for file in _text_files(path):
         if problem := _said_twice(file):
             raise ValueError(f"{file}, {problem}")
+        depth = 0
         for number, line in islice(_lines(file), most) if builder_of(file) == "json" else ():
+            depth, deepest = _depths(line, depth)
             entry = b"".join(line[:16].removeprefix(BOM_UTF8).split())
             problem = _text_problem(line)
             if entry == b"null" or entry.startswith((b"null,", b"[null,", b"[null]")):
                 problem = "null is not an object with the columns' names and values"
+            if deepest > DEEPEST:
+                found = _file_problem(file)  # as many lines that are cut look like it, too
+                if found and _TOO_DEEP not in found:
+                    raise ValueError(f"{file}, {found}")
+                problem = _TOO_DEEP
             if problem:
                 raise ValueError(f"{file}, line {number}: {problem}")
+
+
+def _depths(line: bytes, depth: int) -> tuple[int, int]:
+    """How deep JSON is nested after the line, and in it at most (or a bound that is not beyond DEEPEST)."""
+    bare = _STRING.sub(b"", line)
+    opened, closed = (sum(bare.count(letter) for letter in pair) for pair in ((b"[", b"{"), (b"]", b"}")))
+    if depth + opened <= DEEPEST:
+        return max(depth + opened - closed, 0), depth + opened
+    steps = (1 if letter in b"[{" else -1 for letter in bare if letter in b"[{]}")
+    *before, last = accumulate(steps, initial=depth)
+    return max(last, 0), max(*before, last)
 
 
 def _said_twice(file: Path) -> str | None:
@@ -134,7 +157,7 @@ def _json_problem(text: bytes, lines: bool = False) -> str | None:
     except json.JSONDecodeError as error:
         return (f"line {error.lineno}, " if lines else "") + f"column {error.colno}: not JSON: {error.msg}"
     except RecursionError:
-        return "it is nested too deeply"
+        return _TOO_DEEP
     except KeyTwice as error:
         return f"line {_line_of_repeated_key(text.decode())}: {error}" if lines else str(error)
     for number, entry in enumerate(value if lines and isinstance(value, list) else [value]):
