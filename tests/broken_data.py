@@ -59,8 +59,8 @@ def rows_with(**changes: Any) -> str:
     return json_lines([GOOD, GOOD, GOOD | changes])
 
 
-def nested(depth: int) -> str:
-    return "[" * depth + "]" * depth
+def nested(depth: int, start: str = "[", value: str = "", end: str = "]") -> str:
+    return start * depth + value + end * depth
 
 
 def parquet(columns: list[pa.Array], names: list[str]) -> bytes:
@@ -115,7 +115,7 @@ BAD_LINES = {  # as the second of three lines
     "right-to-left marks": f"{RIGHT_TO_LEFT} not JSON",
     "huge": "{" + HUGE,
     "deep": nested(100_000),
-    "deep objects": '{"chosen": ' + '{"a":' * 50_000 + "1" + "}" * 50_001,
+    "deep objects": nested(50_000, '{"chosen":', "1", "}"),
     "raw surrogate": '{"chosen": "\ud800", "rejected": "b"}',
     "NaN as text": '{"chosen": NaN, "rejected": "b"}',
     "comment": "# a comment",
@@ -246,6 +246,5 @@ _FOLDERS = {
     "saved, absent split": _rewrite("dataset_dict.json", b'{"splits": ["train", "gone"]}'),
     "saved, outside": _rewrite("dataset_dict.json", b'{"splits": ["../../../../../etc"]}'),
 }
-
 
 BROKEN: dict[str, Make] = _broken()

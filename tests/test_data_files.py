@@ -112,7 +112,7 @@ def test_what_only_looks_as_if_said_twice_is_not_refused(tmp_path):
 
 
 def objects(depth: int) -> str:
-    return '{"a":' * depth + "1" + "}" * depth
+    return nested(depth, '{"a":', "1", "}")
 
 
 @pytest.mark.parametrize("depth", [61, 20_000, 200_000])

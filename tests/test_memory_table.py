@@ -19,6 +19,6 @@ def test_the_page_shows_the_table_below_its_command():
 @pytest.mark.parametrize(("name", "way"), [("full", FULL), ("lora", LORA), ("qlora", QLORA)])
 def test_it_is_of_the_settings_of_the_configs(name, way):
     options = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert (options["per_device_train_batch_size"], options["max_length"]) == (way["pairs"], way["tokens"])
-    assert {"float32": 4, "bfloat16": 2}[options["dtype"]] == way["weight_bytes"]
-    assert ("load_in_4bit" in options, options.get("lora_r", 32)) == ("bits" in way, 32)
+    assert (options["per_device_train_batch_size"], options["max_length"]) == (way.pairs, way.tokens)
+    assert {"float32": 4, "bfloat16": 2}[options["dtype"]] == way.weight_bytes
+    assert ("load_in_4bit" in options, options.get("lora_r", 32)) == (way.bits is not None, 32)

@@ -81,8 +81,7 @@ def why_unreadable(error: Exception, paths: Iterable[Path]) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, StopIteration) or any(words in str(cause) for words in _NO_ROWS):
         return "it has no rows."
-    problem = next(filter(None, map(first_problem, paths)), None)
-    return problem or f"{type(cause).__name__}: {cause}"
+    return first_problem(*paths) or f"{type(cause).__name__}: {cause}"
 
 
 def _load(path: Path | None, name: str, config: str | None, streaming: bool) -> Any:

@@ -44,22 +44,25 @@ def refuse_unsafe_lines(path: Path, most: int | None = None) -> None:
         most: how many lines of a file are looked at; None for all.
     """
     for file in _text_files(path):
-        if problem := _said_twice(file):
+        if problem := _said_twice(file) or _unsafe_line(file, most):
             raise ValueError(f"{file}, {problem}")
-        depth = 0
-        for number, line in islice(_lines(file), most) if builder_of(file) == "json" else ():
-            depth, deepest = _depths(line, depth)
-            entry = b"".join(line[:16].removeprefix(BOM_UTF8).split())
-            problem = _text_problem(line)
-            if entry == b"null" or entry.startswith((b"null,", b"[null,", b"[null]")):
-                problem = "null is not an object with the columns' names and values"
-            if deepest > DEEPEST:
-                found = _file_problem(file)  # as many lines that are cut look like it, too
-                if found and _TOO_DEEP not in found:
-                    raise ValueError(f"{file}, {found}")
-                problem = _TOO_DEEP
-            if problem:
-                raise ValueError(f"{file}, line {number}: {problem}")
+
+
+def _unsafe_line(file: Path, most: int | None) -> str | None:
+    """Why readers must not be given a line of JSON, and which one."""
+    depth = 0
+    for number, line in islice(_lines(file), most) if builder_of(file) == "json" else ():
+        depth, deepest = _depths(line, depth)
+        if deepest > DEEPEST:
+            found = _file_problem(file)  # as many lines that are cut look like it, too
+            return found if found and _TOO_DEEP not in found else f"line {number}: {_TOO_DEEP}"
+        entry = b"".join(line[:16].removeprefix(BOM_UTF8).split())
+        problem = _text_problem(line)
+        if entry == b"null" or entry.startswith((b"null,", b"[null,", b"[null]")):
+            problem = "null is not an object with the columns' names and values"
+        if problem:
+            return f"line {number}: {problem}"
+    return None
 
 
 def _depths(line: bytes, depth: int) -> tuple[int, int]:
@@ -97,9 +100,9 @@ def line_problem(line: bytes) -> str | None:
     return _text_problem(line) or _json_problem(line.rstrip())
 
 
-def first_problem(path: Path) -> str | None:
-    """File, line and reason of the first line, in a file or a folder of JSON and CSV, that cannot be read."""
-    found = ((file, _file_problem(file)) for file in _text_files(path))
+def first_problem(*paths: Path) -> str | None:
+    """File, line and reason of the first line, in files and folders of JSON and CSV, that cannot be read."""
+    found = ((file, _file_problem(file)) for path in paths for file in _text_files(path))
     return next((f"{file}, {problem}" for file, problem in found if problem), None)
 
 

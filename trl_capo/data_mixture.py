@@ -6,11 +6,11 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from trl import DatasetMixtureConfig, get_dataset
 
 from trl_capo.data import STREAM_ROWS, find_data, why_unreadable
-from trl_capo.data_files import BUILDERS, builder_of, first_problem, refuse_unsafe_lines
+from trl_capo.data_files import BUILDERS, builder_of, refuse_unsafe_lines
 from trl_capo.paths import find_path
 
 
@@ -31,7 +31,10 @@ def load_mixture(args: DatasetMixtureConfig, seed: int) -> DatasetDict:
     together = None
     if not refused:
         try:
-            return _load(args, list(map(_with_reader, args.datasets)), seed)
+            mixed = _load(list(map(_with_reader, args.datasets)), args.streaming)
+            if args.test_split_size is None:
+                return DatasetDict(train=mixed)
+            return mixed.train_test_split(test_size=args.test_split_size, seed=seed)
         except Exception as error:  # every reader of every format has its own errors
             together = error
     for index in range(len(args.datasets)):
@@ -42,19 +45,16 @@ def load_mixture(args: DatasetMixtureConfig, seed: int) -> DatasetDict:
     raise ValueError("\n".join(refused[index] for index in sorted(refused))) from together
 
 
-def mixture_problem(args: DatasetMixtureConfig) -> str | None:
-    """File, line and reason of what cannot be read in the local files of a stream; None if all can."""
-    problems = (first_problem(path) for entry in args.datasets for path in _local(entry))
-    return next(filter(None, problems), None)
+def local_files(args: DatasetMixtureConfig) -> list[Path]:
+    """The files and folders of this machine that a mixture is of."""
+    return [path for entry in args.datasets for path in _local(entry)]
 
 
-def _load(args: DatasetMixtureConfig, entries: list[Any], seed: int) -> DatasetDict:
-    mixed = get_dataset(DatasetMixtureConfig(entries, args.streaming))["train"]
-    if args.streaming:  # what is wrong at the start of a stream shows when it is read
+def _load(entries: list[Any], streaming: bool) -> Dataset | IterableDataset:
+    mixed = get_dataset(DatasetMixtureConfig(entries, streaming))["train"]
+    if streaming:  # what is wrong at the start of a stream shows when it is read
         list(mixed.take(STREAM_ROWS))
-    if args.test_split_size is None:
-        return DatasetDict(train=mixed)
-    return mixed.train_test_split(test_size=args.test_split_size, seed=seed)
+    return mixed
 
 
 def _before_loading(args: DatasetMixtureConfig, index: int) -> str | None:
@@ -76,7 +76,7 @@ def _when_loaded(args: DatasetMixtureConfig, index: int) -> str | None:
     """What is wrong with an entry by itself."""
     entry = dataclasses.replace(_with_reader(args.datasets[index]), fraction=None)
     try:
-        _load(dataclasses.replace(args, datasets=[entry], test_split_size=None), [entry], 0)
+        _load([entry], args.streaming)
     except Exception as error:  # as above
         return f"{_named(args, index)} cannot be read: {why_unreadable(error, _local(entry))}"
     return None
@@ -93,9 +93,14 @@ def _is_reader(entry: Any) -> bool:
     return entry.path in BUILDERS.values()
 
 
+def _place(entry: Any) -> Path | None:
+    """The file or folder of the path; None for a reader, or what may be on the hub."""
+    return None if _is_reader(entry) else find_path(entry.path)
+
+
 def _with_reader(entry: Any) -> Any:
     """The entry, whose path is not a local file any more: TRL would look for it on the hub."""
-    path = None if _is_reader(entry) else find_path(entry.path)
+    path = _place(entry)
     if path is None or not path.is_file() or entry.data_files is not None:
         return entry
     return dataclasses.replace(entry, path=builder_of(path), data_files=str(path))
@@ -103,7 +108,7 @@ def _with_reader(entry: Any) -> Any:
 
 def _local(entry: Any) -> Iterator[Path]:
     """The files and folders of this machine that the entry names."""
-    place = None if _is_reader(entry) else find_path(entry.path)
+    place = _place(entry)
     if place is None and not _is_reader(entry):
         return
     if place is not None and place.is_file():

@@ -3,6 +3,8 @@
 python -m trl_capo.memory_table
 """
 
+from dataclasses import replace
+
 from peft import LoraConfig
 from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config
 
@@ -36,17 +38,17 @@ MODELS = {
 """Shapes of released models."""
 
 PROCESSES = 8
-FULL = {"pairs": 4, "tokens": 1024, "weight_bytes": 4}
-LORA = {"pairs": 8, "tokens": 1024, "weight_bytes": 2}
-QLORA = {"pairs": 2, "tokens": 1024, "weight_bytes": 2, "bits": 4.127}
+FULL = Setting(pairs=4, tokens=1024, weight_bytes=4)
+LORA = Setting(pairs=8, tokens=1024, weight_bytes=2)
+QLORA = Setting(pairs=2, tokens=1024, weight_bytes=2, bits=4.127)
 FSDP2 = {"sharding": "fsdp2", "processes": PROCESSES}
 WAYS = {
     "full": FULL,
-    "full, 8 x FSDP2": FULL | FSDP2,
-    "full, 8 x ZeRO-2": FULL | {"sharding": "zero2", "processes": PROCESSES},
-    "full, 8 x FSDP2, live reference": FULL | FSDP2 | {"reference": True},
+    "full, 8 x FSDP2": replace(FULL, **FSDP2),
+    "full, 8 x ZeRO-2": replace(FULL, sharding="zero2", processes=PROCESSES),
+    "full, 8 x FSDP2, live reference": replace(FULL, **FSDP2, reference=True),
     "LoRA": LORA,
-    "LoRA, 8 x FSDP2": LORA | FSDP2,
+    "LoRA, 8 x FSDP2": replace(LORA, **FSDP2),
     "QLoRA": QLORA,
 }
 """What is trained, and the Setting that the configs have."""
@@ -58,8 +60,7 @@ def table() -> str:
     lines = ["| model | parameters | " + " | ".join(WAYS) + " |", "|---|---:|" + "---:|" * len(WAYS)]
     for name, config in MODELS.items():
         full, adapted = model_shape(config), model_shape(config, lora)
-        settings = {way: Setting(**options) for way, options in WAYS.items()}
-        sizes = [estimate(full if way.startswith("full") else adapted, of) for way, of in settings.items()]
+        sizes = [estimate(full if way.startswith("full") else adapted, of) for way, of in WAYS.items()]
         cells = " | ".join(f"{sum(size.values()) / GIB:,.1f}" for size in sizes)
         lines.append(f"| {name} | {full.parameters:,} | {cells} |")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from trl import DatasetMixtureConfig, ScriptArguments
 from trl_capo.config import CAPOConfig
 from trl_capo.data import load_preference_data, select_split
 from trl_capo.data_files import first_problem
-from trl_capo.data_mixture import load_mixture, mixture_problem
+from trl_capo.data_mixture import load_mixture, local_files
 from trl_capo.groups import find_groups
 from trl_capo.messages import get_logger
 from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
@@ -87,11 +87,14 @@ def evaluation_split(splits: Mapping[str, Any], script_args: ScriptArguments, tr
 def stream_problem(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig) -> str | None:
     """File, line and reason of what cannot be read in a stream of local files; None if all can, or it is none."""
     if dataset_args.datasets:
-        problem = mixture_problem(dataset_args) if dataset_args.streaming else None
-        return None if problem is None else f"datasets: they cannot be read: {problem}"
-    path = find_path(script_args.dataset_name) if script_args.dataset_streaming and script_args.dataset_name else None
-    problem = None if path is None else first_problem(path)
-    return None if problem is None else f"dataset_name={script_args.dataset_name!r} cannot be read: {problem}"
+        named, paths = "datasets: they", local_files(dataset_args) if dataset_args.streaming else []
+    else:
+        path = (
+            find_path(script_args.dataset_name) if script_args.dataset_streaming and script_args.dataset_name else None
+        )
+        named, paths = f"dataset_name={script_args.dataset_name!r}", [] if path is None else [path]
+    problem = first_problem(*paths)
+    return None if problem is None else f"{named} cannot be read: {problem}"
 
 
 def _with_noise(dataset: Dataset, args: NoiseArguments, group_column: str | None) -> Dataset:

@@ -43,10 +43,11 @@ def fits(value: Any, hint: Any) -> bool:
 def type_problems(values: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
     """A sentence for every value that is not of its type, and for every wrong key of a list's mappings."""
     problems = []
-    for name, value in values.items():
-        if name in hints and not fits(value, hints[name]):
-            problems.append(f"{name}={value!r}: give {_in_words(hints[name])}.{_hint(value)}")
-        elif name in hints and get_origin(hints[name]) is list and is_dataclass(kind := get_args(hints[name])[0]):
+    for name, hint in ((name, hints[name]) for name in values if name in hints):
+        value = values[name]
+        if not fits(value, hint):
+            problems.append(f"{name}={value!r}: give {_in_words(hint)}.{_hint(value)}")
+        elif get_origin(hint) is list and is_dataclass(kind := get_args(hint)[0]):
             for index, entry in enumerate(value):
                 problems += [f"{name}[{index}]: {problem}" for problem in _key_problems(entry, kind)]
     return problems
