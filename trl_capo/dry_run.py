@@ -31,6 +31,7 @@ from trl_capo.models import check_model_path, load_config, load_tokenizer, refus
 from trl_capo.optimiser import optimiser_problems
 from trl_capo.pair_logger import pair_log_folder
 from trl_capo.paths import find_path, output_folder
+from trl_capo.precision import bfloat16_warnings
 from trl_capo.rehearsal import IMAGES, rehearse, unrehearsed_problems
 from trl_capo.repeats import repeat_warnings
 from trl_capo.stand_in import load_stand_in
@@ -70,6 +71,7 @@ def _check(found: Findings, usable: Usable) -> None:
     script_args, args, model_args, dataset_args, noise_args, _ = usable.parsed
     found.settings = settings_lines(usable.parsed)
     found.problems += mend(args)
+    found.warnings += bfloat16_warnings(on_cpu=args.use_cpu, bf16=args.bf16, dtype=model_args.dtype)
     words, processes = usable.from_yaml + usable.from_argv, Processes()
     with _collecting(found.problems):
         refuse_unknown(words, make_parser(), launch_options())

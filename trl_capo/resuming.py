@@ -7,11 +7,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import DPOTrainer
 
 from trl_capo.checkpoints import choose_checkpoint, read_state, write_state
+from trl_capo.messages import get_logger
 from trl_capo.noise_rate import NoiseRateEstimate
 from trl_capo.nonfinite import refuse_spoilt_weights
 from trl_capo.pair_logger import PairLogger
+from trl_capo.precision import bfloat16_warnings
 from trl_capo.recorder import PairRecorder
 from trl_capo.termination import checkpoint_on_sigterm
+
+logger = get_logger(__name__)
 
 
 class ResumableDPOTrainer(DPOTrainer):
@@ -27,6 +31,9 @@ class ResumableDPOTrainer(DPOTrainer):
     _capo_pair_logger: PairLogger | None
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        on_cpu = self.args.device.type == "cpu"
+        for warning in bfloat16_warnings(on_cpu=on_cpu, bf16=self.args.bf16, dtype=self.model.dtype):
+            logger.warning(warning)
         checkpoint = choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
         with checkpoint_on_sigterm(self):
             done = super().train(checkpoint, trial, ignore_keys_for_eval)

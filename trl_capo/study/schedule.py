@@ -22,8 +22,10 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from trl_capo.messages import get_logger
 from trl_capo.models import check_model_path
 from trl_capo.paths import output_folder
+from trl_capo.precision import bfloat16_warnings
 from trl_capo.study.config import PREPARATION, Run, StudyConfig
 from trl_capo.study.data import check_runs
 from trl_capo.study.files import read_json, write_json
@@ -31,6 +33,8 @@ from trl_capo.study.inputs import describe_inputs, settle_inputs
 from trl_capo.study.rates import choose_learning_rates, validation_accuracies
 from trl_capo.study.report import write_report
 from trl_capo.study.run import ERROR, RESULT, SETTINGS, WITH_STUDY
+
+logger = get_logger(__name__)
 
 LOG = "log.txt"
 SECONDS_UNCHANGED = 60
@@ -54,6 +58,10 @@ def study(config: StudyConfig, jobs: int = 1) -> Path:
     check_model_path(config.model_name_or_path)
     _check_folder(config, folder)
     inputs = describe_inputs(check_runs(config, folder), config.model_name_or_path)
+    training = config.training
+    on_cpu = bool(training.get("use_cpu")) or not torch.accelerator.is_available()
+    for warning in bfloat16_warnings(on_cpu=on_cpu, bf16=training.get("bf16"), dtype=config.model.get("dtype")):
+        logger.warning(warning)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "study.lock", timeout=0):
