@@ -33,6 +33,8 @@ study: .venv/demo-gemma
 
 # Reports on the runs that are done, and puts them where `make study` finds them.
 study-results:
+	$(BIN)/trl-capo study --config configs/study/demo.yaml --report_only --baseline capo
+	cp demo/study/runs/report.md docs/study/report_against_capo.md
 	$(BIN)/trl-capo study --config configs/study/demo.yaml --report_only
 	cd demo/study/runs && cp report.md results.csv *.png ../../../docs/study
 	cd demo/study/runs && tar --exclude '*-none-*' -czf ../../../docs/study/runs.tar.gz inputs.json \

@@ -89,6 +89,19 @@ def test_log_odds_fall_with_the_margin_within_a_group_and_average_to_its_rate():
     assert ((scores > 0.5) == wrong).mean() > 0.98
 
 
+@pytest.mark.parametrize("outlier", [20.0, 2000.0, -2000.0])
+@pytest.mark.parametrize("others", [0, 400])
+def test_a_margin_far_out_leaves_the_scores_of_its_group(outlier, others):
+    """Of a small group alone, and beside a large one: 4 wrong labels and 15 right ones, well apart, and the margin."""
+    generator = np.random.default_rng(0)
+    own = np.concatenate([generator.normal(-1.5, 0.5, 4), generator.normal(2.0, 0.5, 15), [outlier]])
+    margins = np.concatenate([own, two_kinds(generator, others, 0.2)[0]]) if others else own
+    groups = (np.arange(len(margins)) >= 20).astype(int)
+    odds = log_odds(margins, groups, np.full(groups.max() + 1, 0.2))[:20]
+    assert ((odds > 0) == (own < 0)).all()
+    assert odds[19] == (odds.max() if outlier < 0 else odds.min())
+
+
 @pytest.mark.parametrize("margins", [np.zeros(7), np.full(7, 3.0), np.array([2.0]), -np.arange(1.0, 8.0)], ids=str)
 def test_margins_without_two_kinds_give_finite_numbers(margins):
     groups = np.zeros(len(margins), int)

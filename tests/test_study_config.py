@@ -135,10 +135,10 @@ def test_yaml_without_points_and_methods_without_options(tmp_path):
     """1e-4 is text in YAML 1.1, and a label with nothing behind it is null."""
     text = yaml.safe_dump(plan("model", "data", tmp_path, learning_rates=["LR"], methods={"dpo": None, "capo": None}))
     (tmp_path / "plan.yaml").write_text(text.replace("LR", "1e-4"))
-    config = read_study(str(tmp_path / "plan.yaml"), {"output_dir": "other"})
+    config = read_study(str(tmp_path / "plan.yaml"), {"output_dir": "other", "baseline": "capo"})
     assert config.learning_rates == [1e-4]
     assert config.methods == {"dpo": {}, "capo": {}}
-    assert config.output_dir == "other"
+    assert (config.output_dir, config.baseline) == ("other", "capo")
 
 
 PLAN_ERRORS = [

@@ -174,6 +174,20 @@ def test_the_report_of_frozen_runs_is_the_frozen_text(study):
     assert (study[-1] / "report.md").read_text(encoding="utf-8") == REPORT
 
 
+def test_another_baseline_turns_the_differences_around(study):
+    """With flips dpo and rd have 4 of 8 pairs right, capo 5; on clean labels dpo has 6, capo 7."""
+    config, *others, folder = study
+    write_report(replace(config, baseline="capo"), *others, folder)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    shown = text.split("### Reward accuracy less capo's, points")[1].split("###")[0]
+    found = {row[0]: [cell.split(" ")[0] for cell in row[1:]] for row in map(cells_of, shown.strip().splitlines()[2:])}
+    assert found == {"dpo": ["-12.5", "-12.5"], "rd": ["-", "-12.5"]}
+
+
+def cells_of(line: str) -> list[str]:
+    return line.strip("| ").split(" | ")
+
+
 def test_the_table_has_a_row_for_every_run_and_group(study):
     config, _, runs, folder = study
     write_report(*study)

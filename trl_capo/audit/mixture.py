@@ -21,6 +21,9 @@ SHARED_PAIRS = 10.0
 SHARP, SOFT = 0.2, 2.0
 """Units of the signed logarithm, in median |margin|. A sharp one tells the rate, a soft one how sure each margin is:
 see docs/audit.md for what was compared."""
+FITTED = 3.0
+"""In median |margin|: the soft scale's components are fitted to margins cut off here, so that a single one far out is
+not taken for a component of its own, with which all others would look alike."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def log_odds(margins: np.ndarray, groups: np.ndarray, rates: np.ndarray) -> np.n
         rates: (count,) shares of wrong labels, in (0, 1).
     """
     values = signed_log(margins, SOFT)
-    places, counts = histograms(values, groups, len(rates))
+    most = np.arcsinh(FITTED / SOFT)
+    places, counts = histograms(np.clip(values, -most, most), groups, len(rates))
     found = fit(places, counts + _shared(counts), rates)
     return Components(rates[groups], found.wrong[groups], found.right[groups], found.variance[groups]).log_odds(values)
 

@@ -22,13 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; one for each GPU")
     parser.add_argument("--report_only", action="store_true", help="report on the runs that are done, and start none")
     parser.add_argument("--output_dir", help="the study's folder, in place of the file's")
+    parser.add_argument("--baseline", help="the method that others are compared with, in place of the file's")
     started = time.monotonic()
     try:
         arguments = parser.parse_args(argv)
         if arguments.jobs < 1:
             raise ValueError(f"--jobs={arguments.jobs}: at least one run must be made at a time.")
         check_available()
-        config = read_study(arguments.config, {"output_dir": arguments.output_dir})
+        config = read_study(arguments.config, {name: getattr(arguments, name) for name in ("output_dir", "baseline")})
         folder = report_done(config) if arguments.report_only else study(config, arguments.jobs)
     except (ValueError, OSError, RunFailed) as error:
         print_error("trl-capo study", error)

@@ -10,7 +10,7 @@ from trl_capo.fonts import choose_fonts, one_line
 from trl_capo.plots import MARKERS
 from trl_capo.study import table
 from trl_capo.study.config import StudyConfig
-from trl_capo.study.table import Bootstrap, Cell, Estimate, Key
+from trl_capo.study.table import Bootstrap, Cell, Key
 
 WIDTH = 6.5  # inches, that the legend has room
 LETTER = 0.075  # inches, of the labels' size
@@ -67,35 +67,33 @@ def _methods(config: StudyConfig, cells: Mapping[Key, Cell]) -> list[str]:
 
 
 def _over_noise(config: StudyConfig, cells: Mapping[Key, Cell], bootstrap: Bootstrap, what: str, path: Path) -> Path:
-    """A group of marks for every noise, a mark with its 95 % interval for every method."""
+    """A group of marks for every noise, a mark with its 95 % interval for every method; hollow with a single seed."""
     label, unit, measure = MEASURES[what]
     noises, methods = _noises(config, cells), _methods(config, cells)
     epochs = next(iter(cells))[0]
     figure, (axes,) = _figure(max(WIDTH, 1.6 + 1.9 * len(noises)), 4.2)
     for index, method in enumerate(methods):
-        found: list[tuple[float, Estimate]] = [
-            (place + 0.8 * ((index + 0.5) / len(methods) - 0.5), measure(cells[epochs, noise, method], bootstrap))
-            for place, noise in enumerate(noises)
-            if (epochs, noise, method) in cells
-        ]
-        centre = np.array([estimate.value for _, estimate in found]) * unit
-        low, high = (np.array([getattr(estimate, end) for _, estimate in found]) * unit for end in ("low", "high"))
+        own = {place: cells[key] for place, noise in enumerate(noises) if (key := (epochs, noise, method)) in cells}
+        places = np.array(list(own)) + 0.8 * ((index + 0.5) / len(methods) - 0.5)
+        found = [measure(cell, bootstrap) for cell in own.values()]
+        centre, low, high = (unit * np.array([getattr(e, end) for e in found]) for end in ("value", "low", "high"))
+        style = {"fmt": MARKERS[index % len(MARKERS)], "color": _shade(index, len(methods)), "markersize": 6}
         axes.errorbar(
-            [place for place, _ in found],
+            places,
             centre,
             yerr=np.abs(np.stack([low, high]) - centre),
-            fmt=MARKERS[index % len(MARKERS)],
-            color=_shade(index, len(methods)),
-            markersize=6,
             capsize=2,
             linewidth=1.2,
             label=method,
+            **style,
         )
+        single = np.array([len(cell.seeds) == 1 for cell in own.values()])
+        axes.errorbar(places[single], centre[single], markerfacecolor="white", linestyle="none", **style)
     axes.set_xticks(range(len(noises)), noises, parse_math=False)
     axes.set_xlim(-0.5, len(noises) - 0.5)
     for place in range(1, len(noises)):
         axes.axvline(place - 0.5, color="0.85", linewidth=0.8)
-    axes.set_ylabel(f"{label} (95 % interval)")
+    axes.set_ylabel(f"{label} (95 % interval; hollow: one seed)")
     axes.set_xlabel("noise in the training labels")
     return _finish(figure, axes, path)
 
@@ -146,7 +144,8 @@ def _gain_map(
             found = [table.difference(cell, baseline, bootstrap, group) for group in groups]
             if all(found):
                 rows.append(found)
-                titles.append(f"{noise}: {method}")
+                seeds, *_ = table.common_seeds(cell, baseline)
+                titles.append(f"{noise}: {method}, {len(seeds)} seed{'' if len(seeds) == 1 else 's'}")
         ends.append(len(rows))
     room = 1.9 + LETTER * max(map(len, titles), default=0)  # for the bar of colours and the titles
     figure, (axes,) = _figure(room + 0.55 * len(groups), max(3.6, 1.2 + 0.3 * len(rows)))

@@ -124,7 +124,9 @@ def _measures(
         return "never" if found is None else f"{found:,}"
 
     measures = {
-        "Reward accuracy, %": lambda key, cell: _percent(table.accuracy(cell, bootstrap)),
+        "Reward accuracy, % (of how many seeds)": lambda key, cell: (
+            f"{_percent(table.accuracy(cell, bootstrap))} ({len(cell.seeds)})"
+        ),
         f"Reward accuracy less {config.baseline}'s, points": against(table.difference, _points),
         f"Reward accuracy as a multiple of {config.baseline}'s": against(table.ratio, _factor),
         "Reward gap: the mean margin": lambda key, cell: (
