@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 
 # From the bottom up. A module may import from lower layers, and within its own only what stands before it there.
 LAYERS = [
-    ["losses", "agreement", "metrics", "statistics", "fonts", "plain", "citation", "memory"],
+    ["losses", "agreement", "metrics", "statistics", "fonts", "plain", "citation", "memory", "precision"],
     ["reference", "messages", "paths", "cells", "data_files", "damaged_files", "value_types", "yaml_files"],
     ["degenerate", "memory_table", "repeats", "text_table"],
     ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments", "launch", "lenient"],

@@ -1,16 +1,19 @@
 """Mixtures of data sets: what they hold, against rows counted by hand, and what is told of broken ones."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from broken_data import BROKEN, GOOD, in_file, in_folder, json_lines
 from conftest import CPU_ARGUMENTS
+from datasets import Dataset
 from refusals import refusal, write_yaml
 from trl import DatasetMixtureConfig
 from trl.scripts.utils import DatasetConfig
 
+from trl_capo.data import load_preference_data
 from trl_capo.data_mixture import load_mixture
 
 ROWS = [GOOD | {"prompt": str(number)} for number in range(20)]
@@ -137,3 +140,44 @@ def test_broken_data_in_a_mixture(tmp_path, monkeypatch, capfd, model_dir, case)
     message = refusal("train", write_yaml(tmp_path, options), tmp_path, capfd)
     if case.startswith("line 2: ") and case not in ("line 2: two objects", "line 2: NaN as text"):
         assert "bad.jsonl, line 2" in message
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"path": "json"}, "datasets[0]: path='json': there is no such file or folder"),
+        ({"path": "arrow", "data_files": []}, "datasets[0]: path='arrow': there is no such file or folder"),
+        ({"path": ""}, "datasets[0]: path='': there is no such file or folder"),
+        ({"path": None}, "datasets[0]: path=None: give the name of a file"),
+        ({"path": "good.jsonl", "fraction": -1}, "datasets[0]: fraction=-1: give a positive number."),
+        ({"path": "good.jsonl", "fraction": float("nan")}, "datasets[0]: fraction=nan: give a positive number."),
+        ({"path": "good.jsonl", "data_files": "good.jsonl"}, "path='good.jsonl' is a file: leave out data_files"),
+        ({"path": "saved"}, "path='saved': a mixture takes no folder of save_to_disk."),
+        ({"path": "json", "data_files": "null.txt"}, "null.txt, line 21: null is not an object"),
+    ],
+    ids=str,
+)
+def test_an_entry_that_means_nothing_is_refused_before_a_reader_reads_what_stands_here(folder, entry, said):
+    Dataset.from_list(ROWS).save_to_disk(folder / "saved")
+    in_file("null.txt", json_lines(ROWS) + "null\n")(folder)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        mix(entry, {"path": "good.jsonl"})
+
+
+@pytest.mark.parametrize("size", [0.0, 1.5, -1, float("nan"), 25])
+def test_a_share_that_cannot_be_names_its_option(folder, size):
+    with pytest.raises(ValueError, match=f"^test_split_size={size!r} of 20 rows: "):
+        mix({"path": "good.jsonl"}, test_split_size=size)
+
+
+def test_a_folder_may_be_called_like_a_reader_and_stand_in_ones_home(folder, monkeypatch):
+    """`load_dataset("json")` would read every file of JSON that stands here."""
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "json").mkdir()
+    in_file("a.jsonl", json_lines(ROWS[:3]))(folder / "json")
+    for path in ("json", "~/json"):
+        assert mix({"path": path}, {"path": "good.jsonl"})["train"].num_rows == 23
+        assert load_preference_data(path)["train"].num_rows == 3
+    for name in ("text", "parquet"):
+        with pytest.raises(FileNotFoundError, match=f"dataset_name='{name}': there is no such file or folder"):
+            load_preference_data(name)

@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from trl_capo.cells import cell_problem, is_empty
 from trl_capo.data_files import BUILDERS, builder_of, first_problem, refuse_unsafe_lines
@@ -21,6 +22,8 @@ from trl_capo.plain import first_few
 logger = get_logger(__name__)
 
 _NO_ROWS = ("corresponds to no data", "No columns to parse", "BatchSize must be greater than 0, got 0")
+READERS = frozenset(_PACKAGED_DATASETS_MODULES)
+"""What `load_dataset` takes for the name of a reader of files, and reads all that stand here with it."""
 STREAM_ROWS = 100  # of a stream, which are looked at before it is read
 _Data = Dataset | IterableDataset | Mapping[str, Any] | None
 _Check = Callable[[Dataset | IterableDataset], list[str]]
@@ -68,7 +71,8 @@ def find_data(name: str, option: str) -> Path | None:
         FileNotFoundError: it is neither; the message names the option.
     """
     path = find_path(name)
-    if path is None and (builder_of(Path(name)) or not can_be_on_hub(name.removeprefix("hf://datasets/"))):
+    on_hub = can_be_on_hub(name.removeprefix("hf://datasets/")) and name not in READERS
+    if path is None and (builder_of(Path(name)) or not on_hub):
         raise FileNotFoundError(f"{option}={name!r}: there is no such file or folder, and none on the hub.")
     if path is not None and not path.is_dir() and not (path.is_file() and builder_of(path)):
         endings = ", ".join(BUILDERS)
@@ -76,12 +80,12 @@ def find_data(name: str, option: str) -> Path | None:
     return path
 
 
-def why_unreadable(error: Exception, paths: Iterable[Path]) -> str:
+def why_unreadable(error: Exception, paths: Iterable[Path], reader: str | None = None) -> str:
     """Why data cannot be read, for the user: by the error of their reader, and a second look at the local files."""
     cause = error.__cause__ or error
     if isinstance(cause, StopIteration) or any(words in str(cause) for words in _NO_ROWS):
         return "it has no rows."
-    return first_problem(*paths) or f"{type(cause).__name__}: {cause}"
+    return first_problem(*paths, reader=reader) or f"{type(cause).__name__}: {cause}"
 
 
 def _load(path: Path | None, name: str, config: str | None, streaming: bool) -> Any:
@@ -89,9 +93,14 @@ def _load(path: Path | None, name: str, config: str | None, streaming: bool) -> 
         return load_dataset(name, name=config, streaming=streaming)
     if path.is_file():
         return load_dataset(builder_of(path), data_files=str(path), streaming=streaming)
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if saved_to_disk(path):
         return load_from_disk(str(path))
-    return load_dataset(str(path), name=config, streaming=streaming)
+    return load_dataset(str(path.resolve()), name=config, streaming=streaming)
+
+
+def saved_to_disk(path: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def select_split(splits: Mapping[str, Any], split: str, option: str) -> Any:

@@ -12,27 +12,29 @@ import lzma
 import re
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv"}
+_TABBED = {".tsv": "csv"}  # which readers find in folders
 _OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _COMPRESSED = {*_OPEN, ".zst"}
 DEEPEST = 60
 """Levels of lists and objects that JSON may have: pyarrow passes 64 on, and no preference data have as many."""
 _TOO_DEEP = "it is nested too deeply"
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)  # the last one may have no end
+_NULL = re.compile(rb"(?:\A|\r)\s*\[?\s*null\b")
 
 
-def builder_of(path: Path) -> str | None:
+def builder_of(path: Path, builders: Mapping[str, str] = BUILDERS) -> str | None:
     """The reader of `datasets` for a file of that name, compressed or not; None if it is not one of data."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
-    return BUILDERS.get(suffixes[-1]) if suffixes else None
+    return builders.get(suffixes[-1]) if suffixes else None
 
 
-def refuse_unsafe_lines(path: Path, most: int | None = None) -> None:
+def refuse_unsafe_lines(path: Path, most: int | None = None, reader: str | None = None) -> None:
     """Raise ValueError for what readers would not survive, or take although it is no text, or means two things.
 
     pyarrow 26 ends the process with a segmentation fault where a block of lines, or a list, starts with null, or
@@ -42,23 +44,23 @@ def refuse_unsafe_lines(path: Path, most: int | None = None) -> None:
     Args:
         path: of the file or folder.
         most: how many lines of a file are looked at; None for all.
+        reader: of all the files; None for that of each file's name.
     """
-    for file in _text_files(path):
-        if problem := _said_twice(file) or _unsafe_line(file, most):
+    for file, kind in _text_files(path, reader):
+        if problem := _said_twice(file, kind) or _unsafe_line(file, kind, most):
             raise ValueError(f"{file}, {problem}")
 
 
-def _unsafe_line(file: Path, most: int | None) -> str | None:
+def _unsafe_line(file: Path, reader: str, most: int | None) -> str | None:
     """Why readers must not be given a line of JSON, and which one."""
     depth = 0
-    for number, line in islice(_lines(file), most) if builder_of(file) == "json" else ():
+    for number, line in islice(_lines(file), most) if reader == "json" else ():
         depth, deepest = _depths(line, depth)
         if deepest > DEEPEST:
-            found = _file_problem(file)  # as many lines that are cut look like it, too
+            found = _file_problem(file, reader)  # as many lines that are cut look like it, too
             return found if found and _TOO_DEEP not in found else f"line {number}: {_TOO_DEEP}"
-        entry = b"".join(line[:16].removeprefix(BOM_UTF8).split())
         problem = _text_problem(line)
-        if entry == b"null" or entry.startswith((b"null,", b"[null,", b"[null]")):
+        if _NULL.search(line.removeprefix(BOM_UTF8)):
             problem = "null is not an object with the columns' names and values"
         if problem:
             return f"line {number}: {problem}"
@@ -76,13 +78,14 @@ def _depths(line: bytes, depth: int) -> tuple[int, int]:
     return max(last, 0), max(*before, last)
 
 
-def _said_twice(file: Path) -> str | None:
+def _said_twice(file: Path, reader: str) -> str | None:
     """The column of CSV, or the key of an object in a JSON document, that comes twice, and its line."""
     number, first = next(_lines(file), (0, b""))
     first = first.removeprefix(BOM_UTF8)
     try:
-        if builder_of(file) == "csv":
-            heading = next(csv.reader(line.decode("utf-8-sig") for _, line in _lines(file)), [])
+        if reader == "csv":
+            between = "\t" if builder_of(file, _TABBED) else ","
+            heading = next(csv.reader((line.decode("utf-8-sig") for _, line in _lines(file)), delimiter=between), [])
             twice = _twice(heading)
             return f"line {number}: the column {twice!r} comes twice" if twice else None
         if first.startswith((b"[", b"{")) and _json_problem(first):
@@ -100,18 +103,18 @@ def line_problem(line: bytes) -> str | None:
     return _text_problem(line) or _json_problem(line.rstrip())
 
 
-def first_problem(*paths: Path) -> str | None:
+def first_problem(*paths: Path, reader: str | None = None) -> str | None:
     """File, line and reason of the first line, in files and folders of JSON and CSV, that cannot be read."""
-    found = ((file, _file_problem(file)) for path in paths for file in _text_files(path))
+    found = ((file, _file_problem(file, kind)) for path in paths for file, kind in _text_files(path, reader))
     return next((f"{file}, {problem}" for file, problem in found if problem), None)
 
 
-def _file_problem(file: Path) -> str | None:
+def _file_problem(file: Path, reader: str) -> str | None:
     """Why the file cannot be read, and in which line; JSON is an object a line, or one document over all of them."""
     first = True
     for number, line in _lines(file):
         problem = _text_problem(line)
-        if problem is None and builder_of(file) == "json":
+        if problem is None and reader == "json":
             problem = _json_problem(line)
             if problem and first and line.removeprefix(BOM_UTF8).startswith((b"[", b"{")):
                 return _document_problem(file, problem)
@@ -129,13 +132,20 @@ def _document_problem(file: Path, problem: str) -> str | None:
     return f"line 1: {problem}" if found and "Extra data" in found else found
 
 
-def _text_files(path: Path) -> Iterator[Path]:
-    files = [path] if path.is_file() else sorted([*path.glob("*"), *path.glob("*/*")])
-    return (file for file in files if file.is_file() and builder_of(file) in ("json", "csv"))
+def _text_files(path: Path, reader: str | None) -> Iterator[tuple[Path, str]]:
+    """The files of JSON and CSV that `datasets` would find there, each with its reader."""
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    for file in files:
+        hidden = any(part.startswith((".", "__")) for part in file.relative_to(path).parts)
+        kind = reader or builder_of(file, BUILDERS | _TABBED)
+        if kind in ("json", "csv") and not hidden and file.is_file():
+            yield file, kind
 
 
 def _lines(file: Path, blank: bool = False) -> Iterator[tuple[int, bytes]]:
     """The numbered lines; it ends where the file cannot be read any further, which its reader will say."""
+    if file.suffix.lower() in _COMPRESSED - set(_OPEN):
+        return
     try:
         with _OPEN.get(file.suffix.lower(), open)(file, "rb") as content:
             yield from ((number, line) for number, line in enumerate(content, start=1) if blank or line.strip())

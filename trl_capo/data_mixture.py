@@ -1,6 +1,7 @@
 """TRL's mixture of data sets (`datasets:` in a YAML): loaded, or refused with all that is wrong, entry by entry."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset
 from trl import DatasetMixtureConfig, get_dataset
 
-from trl_capo.data import STREAM_ROWS, find_data, why_unreadable
-from trl_capo.data_files import BUILDERS, builder_of, refuse_unsafe_lines
+from trl_capo.data import READERS, STREAM_ROWS, find_data, saved_to_disk, why_unreadable
+from trl_capo.data_files import builder_of, refuse_unsafe_lines
 from trl_capo.paths import find_path
 
 
@@ -32,11 +33,10 @@ def load_mixture(args: DatasetMixtureConfig, seed: int) -> DatasetDict:
     if not refused:
         try:
             mixed = _load(list(map(_with_reader, args.datasets)), args.streaming)
-            if args.test_split_size is None:
-                return DatasetDict(train=mixed)
-            return mixed.train_test_split(test_size=args.test_split_size, seed=seed)
         except Exception as error:  # every reader of every format has its own errors
             together = error
+        else:
+            return DatasetDict(train=mixed) if args.test_split_size is None else _split(mixed, args, seed)
     for index in range(len(args.datasets)):
         if index not in refused and (problem := _when_loaded(args, index)):
             refused[index] = problem
@@ -50,6 +50,13 @@ def local_files(args: DatasetMixtureConfig) -> list[Path]:
     return [path for entry in args.datasets for path in _local(entry)]
 
 
+def _split(mixed: Dataset, args: DatasetMixtureConfig, seed: int) -> DatasetDict:
+    try:
+        return mixed.train_test_split(test_size=args.test_split_size, seed=seed)
+    except ValueError as error:
+        raise ValueError(f"test_split_size={args.test_split_size!r} of {len(mixed):,} rows: {error}") from error
+
+
 def _load(entries: list[Any], streaming: bool) -> Dataset | IterableDataset:
     mixed = get_dataset(DatasetMixtureConfig(entries, streaming))["train"]
     if streaming:  # what is wrong at the start of a stream shows when it is read
@@ -61,10 +68,19 @@ def _before_loading(args: DatasetMixtureConfig, index: int) -> str | None:
     """What is wrong with an entry, of what no reader should be given."""
     entry = args.datasets[index]
     try:
-        if not _is_reader(entry):
-            find_data(entry.path, "path")
+        if not isinstance(entry.path, str):
+            return (
+                f"datasets[{index}]: path={entry.path!r}: give the name of a file, a folder or a data set on the hub."
+            )
+        if entry.fraction is not None and not 0 < entry.fraction < math.inf:
+            return f"datasets[{index}]: fraction={entry.fraction!r}: give a positive number."
+        place = None if _is_reader(entry) else find_data(entry.path, "path")
+        if place is not None and place.is_file() and (entry.data_files or entry.data_dir):
+            return f"datasets[{index}]: path={entry.path!r} is a file: leave out data_files and data_dir."
+        if place is not None and saved_to_disk(place):
+            return f"datasets[{index}]: path={entry.path!r}: a mixture takes no folder of save_to_disk. Write Parquet."
         for path in _local(entry):
-            refuse_unsafe_lines(path, STREAM_ROWS if args.streaming else None)
+            refuse_unsafe_lines(path, STREAM_ROWS if args.streaming else None, _reader(entry))
     except FileNotFoundError as error:
         return f"datasets[{index}]: {error}"
     except (TypeError, ValueError, OSError) as error:
@@ -78,7 +94,7 @@ def _when_loaded(args: DatasetMixtureConfig, index: int) -> str | None:
     try:
         _load([entry], args.streaming)
     except Exception as error:  # as above
-        return f"{_named(args, index)} cannot be read: {why_unreadable(error, _local(entry))}"
+        return f"{_named(args, index)} cannot be read: {why_unreadable(error, _local(entry), _reader(entry))}"
     return None
 
 
@@ -90,7 +106,12 @@ def _named(args: DatasetMixtureConfig, index: int) -> str:
 
 def _is_reader(entry: Any) -> bool:
     """Whether the path is the name of a reader of files, which stand elsewhere."""
-    return entry.path in BUILDERS.values()
+    return entry.path in READERS and bool(entry.data_files or entry.data_dir)
+
+
+def _reader(entry: Any) -> str | None:
+    """The reader of all the entry's files; None where it is by their names."""
+    return entry.path if _is_reader(entry) else None
 
 
 def _place(entry: Any) -> Path | None:
@@ -99,10 +120,12 @@ def _place(entry: Any) -> Path | None:
 
 
 def _with_reader(entry: Any) -> Any:
-    """The entry, whose path is not a local file any more: TRL would look for it on the hub."""
+    """The entry with a path that TRL does not look for on the hub, or take for a reader's name."""
     path = _place(entry)
-    if path is None or not path.is_file() or entry.data_files is not None:
+    if path is None:
         return entry
+    if path.is_dir():
+        return dataclasses.replace(entry, path=str(path.resolve()))
     return dataclasses.replace(entry, path=builder_of(path), data_files=str(path))
 
 

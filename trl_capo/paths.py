@@ -10,7 +10,7 @@ def find_path(name: str) -> Path | None:
     """The file or folder of that name, `~` expanded; None where nothing is, or where no path can be called so."""
     try:
         path = Path(name).expanduser()
-        return path if path.exists() else None
+        return path if name and path.exists() else None
     except (OSError, RuntimeError, ValueError):  # a name too long, a home of nobody, a NUL
         return None
 
