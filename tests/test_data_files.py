@@ -71,13 +71,6 @@ def test_null_is_found_before_it_ends_the_process(tmp_path, content, line):
         refuse_unsafe_lines(tmp_path)
 
 
-def test_of_a_stream_only_the_first_lines_are_read(tmp_path):
-    (tmp_path / "a.jsonl").write_text(f"{LINE}\n" * 5 + "null\n")
-    refuse_unsafe_lines(tmp_path, 5)
-    with pytest.raises(ValueError, match="line 6"):
-        refuse_unsafe_lines(tmp_path, 6)
-
-
 def test_readers_by_name(tmp_path):
     names = {
         "a.jsonl": "json",

@@ -51,3 +51,11 @@ def test_a_bad_line_far_on_ends_the_training_with_its_place(options, capfd):
     assert "Traceback" not in said
     assert cli.main(["train", *words, "--dry_run"]) == 1
     assert "train.jsonl, line 401: " in " ".join(capfd.readouterr().out.split())
+
+
+def test_a_null_far_on_is_refused_before_its_reader_dies_of_it(options, tmp_path, capfd):
+    """At the start of a block of 10 MB pyarrow ends the process with signal 11."""
+    words = options("null", 200, characters=100_000)
+    assert train.main(words) == 2
+    assert "train.jsonl, line 201: null is not an object" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,7 +1,8 @@
 """Preference pairs: where they come from, and whether they can be used.
 
 Every problem of a data set is found before a model is loaded and reported at once, with row numbers. What training can
-live with is counted in one warning. Streams are checked by their first rows only, since they can be read only once.
+live with is counted in one warning. Streams are checked by their first rows only, since they can be read only once;
+but local files, in which a line could end the process, are read through before.
 """
 
 from collections import defaultdict
@@ -48,7 +49,7 @@ def load_preference_data(name: str, *, config: str | None = None, streaming: boo
     path = find_data(name, "dataset_name")
     try:
         if path is not None:
-            refuse_unsafe_lines(path, STREAM_ROWS if streaming else None)
+            refuse_unsafe_lines(path)
     except ValueError as error:
         raise ValueError(f"dataset_name={name!r} cannot be read: {error}") from error
     try:

@@ -13,7 +13,7 @@ import re
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ DEEPEST = 60
 """Levels of lists and objects that JSON may have: pyarrow passes 64 on, and no preference data have as many."""
 _TOO_DEEP = "it is nested too deeply"
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)  # the last one may have no end
-_NULL = re.compile(rb"(?:\A|\r)\s*\[?\s*null\b")
+_NULL = re.compile(rb"\s*\[?\s*null\b")
 
 
 def builder_of(path: Path, builders: Mapping[str, str] = BUILDERS) -> str | None:
@@ -34,7 +34,7 @@ def builder_of(path: Path, builders: Mapping[str, str] = BUILDERS) -> str | None
     return builders.get(suffixes[-1]) if suffixes else None
 
 
-def refuse_unsafe_lines(path: Path, most: int | None = None, reader: str | None = None) -> None:
+def refuse_unsafe_lines(path: Path, reader: str | None = None) -> None:
     """Raise ValueError for what readers would not survive, or take although it is no text, or means two things.
 
     pyarrow 26 ends the process with a segmentation fault where a block of lines, or a list, starts with null, or
@@ -43,24 +43,23 @@ def refuse_unsafe_lines(path: Path, most: int | None = None, reader: str | None 
 
     Args:
         path: of the file or folder.
-        most: how many lines of a file are looked at; None for all.
         reader: of all the files; None for that of each file's name.
     """
     for file, kind in _text_files(path, reader):
-        if problem := _said_twice(file, kind) or _unsafe_line(file, kind, most):
+        if problem := _said_twice(file, kind) or _unsafe_line(file, kind):
             raise ValueError(f"{file}, {problem}")
 
 
-def _unsafe_line(file: Path, reader: str, most: int | None) -> str | None:
+def _unsafe_line(file: Path, reader: str) -> str | None:
     """Why readers must not be given a line of JSON, and which one."""
     depth = 0
-    for number, line in islice(_lines(file), most) if reader == "json" else ():
+    for number, line in _lines(file) if reader == "json" else ():
         depth, deepest = _depths(line, depth)
         if deepest > DEEPEST:
             found = _file_problem(file, reader)  # as many lines that are cut look like it, too
             return found if found and _TOO_DEEP not in found else f"line {number}: {_TOO_DEEP}"
         problem = _text_problem(line)
-        if _NULL.search(line.removeprefix(BOM_UTF8)):
+        if any(map(_NULL.match, line.removeprefix(BOM_UTF8).split(b"\r"))):
             problem = "null is not an object with the columns' names and values"
         if problem:
             return f"line {number}: {problem}"
@@ -69,13 +68,21 @@ def _unsafe_line(file: Path, reader: str, most: int | None) -> str | None:
 
 def _depths(line: bytes, depth: int) -> tuple[int, int]:
     """How deep JSON is nested after the line, and in it at most (or a bound that is not beyond DEEPEST)."""
+    opened, closed = _brackets(line)
+    if depth == 0 and opened == closed <= DEEPEST:  # as it is with a whole object in a line
+        return 0, opened
     bare = _STRING.sub(b"", line)
-    opened, closed = (sum(bare.count(letter) for letter in pair) for pair in ((b"[", b"{"), (b"]", b"}")))
+    opened, closed = _brackets(bare)
     if depth + opened <= DEEPEST:
         return max(depth + opened - closed, 0), depth + opened
     steps = (1 if letter in b"[{" else -1 for letter in bare if letter in b"[{]}")
     *before, last = accumulate(steps, initial=depth)
     return max(last, 0), max(*before, last)
+
+
+def _brackets(line: bytes) -> tuple[int, int]:
+    """How many open, and how many close."""
+    return line.count(b"[") + line.count(b"{"), line.count(b"]") + line.count(b"}")
 
 
 def _said_twice(file: Path, reader: str) -> str | None:

@@ -80,7 +80,7 @@ def _before_loading(args: DatasetMixtureConfig, index: int) -> str | None:
         if place is not None and saved_to_disk(place):
             return f"datasets[{index}]: path={entry.path!r}: a mixture takes no folder of save_to_disk. Write Parquet."
         for path in _local(entry):
-            refuse_unsafe_lines(path, STREAM_ROWS if args.streaming else None, _reader(entry))
+            refuse_unsafe_lines(path, _reader(entry))
     except FileNotFoundError as error:
         return f"datasets[{index}]: {error}"
     except (TypeError, ValueError, OSError) as error:
