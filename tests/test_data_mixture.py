@@ -148,7 +148,12 @@ def test_broken_data_in_a_mixture(tmp_path, monkeypatch, capfd, model_dir, case)
         ({"path": "json"}, "datasets[0]: path='json': there is no such file or folder"),
         ({"path": "arrow", "data_files": []}, "datasets[0]: path='arrow': there is no such file or folder"),
         ({"path": ""}, "datasets[0]: path='': there is no such file or folder"),
-        ({"path": None}, "datasets[0]: path=None: give the name of a file"),
+        ({"path": None}, "datasets[0]: path=None: give text."),
+        (
+            {"path": "good.jsonl", "name": 5, "split": None},
+            "datasets[0]: name=5: give text.\ndatasets[0]: split=None: give",
+        ),
+        ({"path": "good.jsonl", "fraction": "a"}, "datasets[0]: fraction='a': give a number."),
         ({"path": "good.jsonl", "fraction": -1}, "datasets[0]: fraction=-1: give a positive number."),
         ({"path": "good.jsonl", "fraction": float("nan")}, "datasets[0]: fraction=nan: give a positive number."),
         ({"path": "good.jsonl", "data_files": "good.jsonl"}, "path='good.jsonl' is a file: leave out data_files"),

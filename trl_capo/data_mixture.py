@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from datasets import Dataset, DatasetDict, IterableDataset
 from trl import DatasetMixtureConfig, get_dataset
@@ -13,6 +13,7 @@ from trl import DatasetMixtureConfig, get_dataset
 from trl_capo.data import READERS, STREAM_ROWS, find_data, saved_to_disk, why_unreadable
 from trl_capo.data_files import builder_of, refuse_unsafe_lines
 from trl_capo.paths import find_path
+from trl_capo.value_types import type_problems
 
 
 def load_mixture(args: DatasetMixtureConfig, seed: int) -> DatasetDict:
@@ -68,17 +69,8 @@ def _before_loading(args: DatasetMixtureConfig, index: int) -> str | None:
     """What is wrong with an entry, of what no reader should be given."""
     entry = args.datasets[index]
     try:
-        if not isinstance(entry.path, str):
-            return (
-                f"datasets[{index}]: path={entry.path!r}: give the name of a file, a folder or a data set on the hub."
-            )
-        if entry.fraction is not None and not 0 < entry.fraction < math.inf:
-            return f"datasets[{index}]: fraction={entry.fraction!r}: give a positive number."
-        place = None if _is_reader(entry) else find_data(entry.path, "path")
-        if place is not None and place.is_file() and (entry.data_files or entry.data_dir):
-            return f"datasets[{index}]: path={entry.path!r} is a file: leave out data_files and data_dir."
-        if place is not None and saved_to_disk(place):
-            return f"datasets[{index}]: path={entry.path!r}: a mixture takes no folder of save_to_disk. Write Parquet."
+        if problems := _entry_problems(entry):
+            return "\n".join(f"datasets[{index}]: {problem}" for problem in problems)
         for path in _local(entry):
             refuse_unsafe_lines(path, _reader(entry))
     except FileNotFoundError as error:
@@ -86,6 +78,23 @@ def _before_loading(args: DatasetMixtureConfig, index: int) -> str | None:
     except (TypeError, ValueError, OSError) as error:
         return f"{_named(args, index)} cannot be read: {error}"
     return None
+
+
+def _entry_problems(entry: Any) -> list[str]:
+    """Why the values of an entry cannot be, or not together."""
+    values = {
+        name: value for name, value in vars(entry).items() if name != "data_files"
+    }  # may be more than is declared
+    if problems := type_problems(values, get_type_hints(type(entry))):
+        return problems
+    if entry.fraction is not None and not 0 < entry.fraction < math.inf:
+        return [f"fraction={entry.fraction!r}: give a positive number."]
+    place = None if _is_reader(entry) else find_data(entry.path, "path")
+    if place is not None and place.is_file() and (entry.data_files or entry.data_dir):
+        return [f"path={entry.path!r} is a file: leave out data_files and data_dir."]
+    if place is not None and saved_to_disk(place):
+        return [f"path={entry.path!r}: a mixture takes no folder of save_to_disk. Write Parquet."]
+    return []
 
 
 def _when_loaded(args: DatasetMixtureConfig, index: int) -> str | None:
