@@ -13,6 +13,7 @@ from conftest import as_conversation, save_tiny_model
 from datasets import Dataset
 from pair_oracle import make_pool
 from test_modes import load
+from transformers import BitsAndBytesConfig
 
 import trl_capo.evaluate
 
@@ -186,6 +187,17 @@ def test_a_model_that_computes_nothing_finite(refused, tmp_path, role):
     assert all(word in message for word in ("diverged", "24 of 24", "not finite")), message
 
 
-def test_a_shape_that_bitsandbytes_cannot_compute_with(refused):
+def computes_in_4_bits(folder: str) -> bool:
+    model = load(folder, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+    try:
+        model(torch.tensor([[1, 2, 3]]))
+    except Exception:  # whatever it is called
+        return False
+    return True
+
+
+def test_a_shape_that_bitsandbytes_cannot_compute_with(refused, model_dir):
+    if computes_in_4_bits(model_dir):
+        pytest.skip("bitsandbytes computes with any shape on this processor")
     message = refused(load_in_4bit=True, ref_model=None)
     assert all(word in message for word in ("load_in_4bit", "4 bits", "Leave load_in_4bit out"))

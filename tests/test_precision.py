@@ -67,6 +67,13 @@ def test_a_dry_run_says_it(lacking, dry_run):
     assert f"0 problems, {lacking:d} warning" in output
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
+def test_a_dry_run_for_another_machine_does_not_speak_of_this_one(lacking, dry_run):
+    code, output = dry_run(use_cpu=None, bf16=True)
+    assert (code, SAID in output) == (0, False)
+    assert "1 warning." in output
+
+
 def test_a_study_says_it_before_it_starts(lacking, tmp_path, model_dir, caplog):
     """One that finds its folder taken has said it, and starts no run."""
     told = plan(model_dir, save_splits(tmp_path), tmp_path / "out", training=TRAINING | {"bf16": True})

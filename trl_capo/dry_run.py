@@ -71,7 +71,8 @@ def _check(found: Findings, usable: Usable) -> None:
     script_args, args, model_args, dataset_args, noise_args, _ = usable.parsed
     found.settings = settings_lines(usable.parsed)
     found.problems += mend(args)
-    found.warnings += bfloat16_warnings(on_cpu=args.use_cpu, bf16=args.bf16, dtype=model_args.dtype)
+    on_cpu = args.use_cpu and not found.elsewhere
+    found.warnings += bfloat16_warnings(on_cpu=on_cpu, bf16=args.bf16, dtype=model_args.dtype)
     words, processes = usable.from_yaml + usable.from_argv, Processes()
     with _collecting(found.problems):
         refuse_unknown(words, make_parser(), launch_options())
