@@ -82,9 +82,8 @@ def _before_loading(args: DatasetMixtureConfig, index: int) -> str | None:
 
 def _entry_problems(entry: Any) -> list[str]:
     """Why the values of an entry cannot be, or not together."""
-    values = {
-        name: value for name, value in vars(entry).items() if name != "data_files"
-    }  # may be more than is declared
+    # TRL declares less for data_files than `load_dataset` takes.
+    values = {name: value for name, value in vars(entry).items() if name != "data_files"}
     if problems := type_problems(values, get_type_hints(type(entry))):
         return problems
     if entry.fraction is not None and not 0 < entry.fraction < math.inf:
