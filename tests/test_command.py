@@ -84,11 +84,10 @@ def error_of(capfd, tmp_path, call, *arguments) -> str:
     return output[output.index("trl-capo train: error: ") :]
 
 
-def run(*command, expected=0) -> str:
+def run(*command) -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == expected, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_installed_command_trains_as_python_does_and_options_win_over_the_file(write_config, in_python, tmp_path):
@@ -187,12 +186,15 @@ def test_unusable_yaml_file_is_named(capfd, tmp_path, text):
         assert "unusable.yaml" in error_of(capfd, tmp_path, call, *arguments, "--config", file)
 
 
-def test_installed_command_ends_with_code_2_and_no_traceback(write_config, tmp_path):
-    output = run(
-        Path(sys.executable).with_name("trl-capo"), "train", "--config", write_config(), "--nosuch", "1", expected=2
-    )
-    assert "--nosuch" in output
-    assert "Traceback" not in output
+def test_installed_command_ends_with_code_2_and_says_what_is_wrong_alone(write_config, monkeypatch):
+    """Transformers has renamed an option that TRL sets, of which it would warn in both processes."""
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    config = write_config(gradient_checkpointing=False, nosuch=1)
+    command = [Path(sys.executable).with_name("trl-capo"), "train", "--config", config]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "nosuch" in done.stderr
+    assert all(word not in done.stdout + done.stderr for word in ("Traceback", "FutureWarning"))
 
 
 BAD_ROWS = {

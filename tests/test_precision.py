@@ -74,12 +74,22 @@ def test_a_dry_run_for_another_machine_does_not_speak_of_this_one(lacking, dry_r
     assert "1 warning." in output
 
 
-def test_a_study_says_it_before_it_starts(lacking, tmp_path, model_dir, caplog):
-    """One that finds its folder taken has said it, and starts no run."""
-    told = plan(model_dir, save_splits(tmp_path), tmp_path / "out", training=TRAINING | {"bf16": True})
+@pytest.mark.parametrize(
+    ("named", "remedy"),
+    [
+        ({"bf16": True}, "Set bf16: false and dtype: float32."),
+        ({}, "Set bf16: false and dtype: float32."),
+        ({"fp16": True}, "Set dtype: float32."),
+        ({"bf16": False}, "Set dtype: float32."),
+    ],
+)
+def test_a_study_says_it_before_it_starts(lacking, named, remedy, tmp_path, model_dir, caplog):
+    """One that finds its folder taken has said it, and starts no run. Where it does not name `bf16`, TRL has it on."""
+    training = {name: value for name, value in TRAINING.items() if name != "bf16"} | named
+    told = plan(model_dir, save_splits(tmp_path), tmp_path / "out", training=training)
     told["model"] = {"dtype": "bfloat16"}
     (tmp_path / "plan.yaml").write_text(yaml.dump(told))
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / "study.lock"):
         assert cli.main(["study", "--config", str(tmp_path / "plan.yaml")]) == 2
-    assert caplog.text.count("Set bf16: false and dtype: float32.") == lacking
+    assert caplog.text.count(remedy) == lacking

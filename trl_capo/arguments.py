@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import os
+import warnings
 from collections.abc import Sequence, Set
 from enum import Enum
 from functools import partial
@@ -93,7 +94,9 @@ def parse_read(config: dict[str, Any], argv: Sequence[str], parser: Parser) -> t
         _set_environment(config.pop("env", {}))
         from_yaml = parser.set_defaults_with_config(**_typed(config, parser))
     try:
-        *parsed, from_argv = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        with warnings.catch_warnings():  # of `gradient_checkpointing`, which TRL sets: Transformers has renamed it
+            warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+            *parsed, from_argv = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except (ValueError, OSError):
         raise
     except Exception as error:  # of the options' own checks: of TRL's, Transformers' or Accelerate's

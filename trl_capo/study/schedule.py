@@ -60,7 +60,8 @@ def study(config: StudyConfig, jobs: int = 1) -> Path:
     inputs = describe_inputs(check_runs(config, folder), config.model_name_or_path)
     training = config.training
     on_cpu = bool(training.get("use_cpu")) or not torch.accelerator.is_available()
-    for warning in bfloat16_warnings(on_cpu=on_cpu, bf16=training.get("bf16"), dtype=config.model.get("dtype")):
+    bf16 = training.get("bf16", not training.get("fp16"))  # as TRL
+    for warning in bfloat16_warnings(on_cpu=on_cpu, bf16=bf16, dtype=config.model.get("dtype")):
         logger.warning(warning)
     folder.mkdir(parents=True, exist_ok=True)
     try:
