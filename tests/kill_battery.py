@@ -30,7 +30,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from trl_capo import CAPOConfig, CAPOTrainer, pair_logger
+from trl_capo import CAPOConfig, CAPOTrainer, noise_rate, pair_logger
 from trl_capo.checkpoints import find_fault
 from trl_capo.pair_log import read_log
 from trl_capo.termination import EXIT_CODE
@@ -68,6 +68,7 @@ def train(folder: Path, case: str, rank: int) -> None:
     """One process of a training, or of what is left of it; the main one leaves `done.pt`."""
     _, lora, options = CASES[case]
     pair_logger.BUFFERED_PAIRS = 8 // CASES[case][0]
+    noise_rate.BLOCK_PAIRS = 8  # so that the rates are learned from so few pairs
     arguments = CPU_ARGUMENTS | STEPS | LOGS | {"output_dir": str(folder / "output"), "noise_rate": "auto"} | options
     trainer = CAPOTrainer(
         str(folder.parent / "model"),

@@ -1,8 +1,13 @@
 """The processes that launch options mean, against TRL's own files of them."""
 
 import pytest
+import torch
+import yaml
+from accelerate.commands import launch
+from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
-from trl_capo.launch import Processes, read_launch
+from trl_capo.arguments import launch_parser
+from trl_capo.launch import Processes, read_launch, single_process_warnings
 
 CASES = {
     "": Processes(1, "none"),
@@ -20,6 +25,35 @@ CASES = {
 @pytest.mark.parametrize("words", CASES)
 def test_options_and_files(words):
     assert read_launch(words.split()) == CASES[words]
+
+
+WITHOUT_GPU = {  # how many, how they share the model, how many were asked for
+    "--num_processes 2": (1, "none", 2),
+    "--num_processes 2 --cpu": (1, "none", 2),
+    "--config_file multi_cpu": (1, "none", 2),
+    "--num_processes 2 --multi_gpu": (2, "ddp", 2),
+    "--accelerate_config multi_gpu": (8, "ddp", 8),
+    "--use_fsdp --num_processes 2": (2, "fsdp2", 2),
+    "--num_processes 1": (1, "none", 1),
+    "": (1, "none", 1),
+}
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("words", WITHOUT_GPU)
+def test_without_a_gpu_the_kind_must_be_named(words, tmp_path, monkeypatch):
+    """As Accelerate does it, up to where it would start the processes."""
+    file = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_CPU", "num_processes": 2}
+    (tmp_path / "multi_cpu.yaml").write_text(yaml.dump(file | {"use_cpu": True}))
+    (count, sharding, asked), started = WITHOUT_GPU[words], []
+    words = words.replace("multi_cpu", str(tmp_path / "multi_cpu.yaml")).split()
+    monkeypatch.setattr(launch, "simple_launcher", lambda args: started.append(1))
+    monkeypatch.setattr(launch, "multi_gpu_launcher", lambda args: started.append(args.num_processes))
+    launch.launch_command(launch_parser().parse_args([*resolve_accelerate_config_argument(words), "none.py"]))
+    found = read_launch(words, gpu=False)
+    assert (found.count, found.sharding, found.asked) == (count, sharding, asked)
+    assert [found.count] == started
+    assert len(single_process_warnings(found)) == (asked > count)
 
 
 def test_a_file_that_is_not_yaml_is_named(tmp_path):

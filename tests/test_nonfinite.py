@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from conftest import CPU_ARGUMENTS, make_pairs
@@ -71,6 +73,14 @@ def test_the_reference_is_told_from_the_policy(make_args, model_dir, other_model
     assert "step 1:" in message
     assert "row 1 (id 'pair-1', group 'sw', the reference's log-probability)" in message
     assert "no checkpoint yet" in message
+
+
+def test_an_evaluation_says_how_many_pairs_and_in_which_groups(make_args, model_dir, caplog):
+    data = {"train_dataset": make_pairs(), "eval_dataset": {"whole": make_pairs(), "broken": with_fault()}}
+    trainer = CAPOTrainer(faulty(model_dir), load(model_dir), make_args(), **data)
+    trainer.evaluate()
+    assert caplog.text.count("finite") == 1
+    assert "log-probabilities or rewards of 1 of 24 pairs are not finite numbers (groups: de)" in caplog.text
 
 
 def test_pairs_of_a_stream_are_named_by_their_place(make_args, model_dir):
@@ -156,30 +166,40 @@ def test_all_processes_stop_with_the_same_error(model_dir, tmp_path):
 
 
 class HostReads(TorchDispatchMode):
-    """Counts the values that Python asks a tensor for: each makes the host wait for the device."""
+    """Counts the values that Python asks a tensor for: each makes the host wait for the device.
 
-    def __init__(self):
+    `tolist` asks for all of a tensor's at once; on a CPU, PyTorch does not dispatch it.
+    """
+
+    def __init__(self, monkeypatch):
         super().__init__()
         self.count = 0
+        as_before = torch.Tensor.tolist
+
+        def tolist(tensor):
+            self.count += 1
+            return as_before(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "tolist", tolist)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.count += function is torch.ops.aten._local_scalar_dense.default
         return function(*args, **kwargs or {})
 
 
-def waits(cls, config, accumulation, make_args, model_dir, pairs, monkeypatch, **options) -> tuple[int, int]:
-    """How many host reads and gathers the second optimiser step takes."""
-    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation, "max_steps": 1}
-    trainer = cls(load(model_dir), args=make_args(config, **sizes, **options), train_dataset=pairs)
-    trainer.train()
-    gathers, gather = [], trainer.accelerator.gather
-    monkeypatch.setattr(trainer.accelerator, "gather", lambda value: gathers.append(1) or gather(value))
-    batches = list(trainer.get_train_dataloader())[:accumulation]
-    with HostReads() as reads:
-        for number, batch in enumerate(batches, start=1):
-            trainer.accelerator.gradient_state._set_sync_gradients(number == accumulation)
-            trainer.training_step(trainer.model_wrapped, batch)
-    return reads.count, len(gathers)
+def waits(cls, config, accumulation, make_args, model_dir, pairs, monkeypatch, **options) -> np.ndarray:
+    """How many host reads and gathers the third optimiser step of a training takes, with all that comes with it."""
+    counts = []
+    for steps in (2, 3):
+        sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation, "max_steps": steps}
+        args = make_args(config, **sizes, logging_strategy="no", **options)
+        trainer = cls(load(model_dir), args=args, train_dataset=pairs)
+        with monkeypatch.context() as patch, HostReads(patch) as reads:
+            gather = Mock(wraps=trainer.accelerator.gather)
+            patch.setattr(trainer.accelerator, "gather", gather)
+            trainer.train()
+        counts.append((reads.count, gather.call_count))
+    return np.subtract(*reversed(counts))
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -192,7 +212,7 @@ def test_a_step_costs_one_gather_and_one_host_read_however_many_micro_batches(
     dpo = waits(DPOTrainer, DPOConfig, *rest)
     capo = waits(CAPOTrainer, CAPOConfig, *rest, noise_rate=noise_rate, pair_log=True)
     assert dpo[0] >= 10 * accumulation
-    assert (capo[0] - dpo[0], capo[1] - dpo[1]) == (1, 1)
+    assert (capo - dpo).tolist() == [1, 1]
 
 
 if __name__ == "__main__":  # one of the processes that torchrun starts

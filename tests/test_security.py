@@ -150,7 +150,7 @@ def test_the_plant_would_run(ran):
 
 def test_the_package_starts_no_shell_and_loads_no_pickle():
     """Read from the sources: no call that could, but torch.load of weights alone."""
-    for file in sorted((PROJECT / "trl_capo").glob("*.py")):
+    for file in sorted((PROJECT / "trl_capo").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 name, keywords = ast.unparse(node.func), {key.arg: ast.unparse(key.value) for key in node.keywords}

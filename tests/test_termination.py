@@ -78,12 +78,25 @@ def _timeless(entry: dict) -> dict:
     return {key: value for key, value in entry.items() if not key.endswith(("runtime", "per_second"))}
 
 
-def test_after_the_last_step_the_training_does_not_count_as_completed(make_args, model_dir, pairs, handled):
-    trainer = CAPOTrainer(model_dir, args=make_args(), train_dataset=pairs, callbacks=[Terminate("on_train_end", 3)])
+@pytest.mark.parametrize("strategy", ["no", "steps"])
+@pytest.mark.parametrize("event", ["on_step_end", "on_evaluate", "on_train_end"])
+def test_after_the_last_step_it_is_saved_and_resuming_trains_no_further(
+    make_args, model_dir, pairs, handled, event, strategy
+):
+    """The training does not count as completed; 3 of the 6 steps of an epoch, at a constant learning rate."""
+    options = {"save_strategy": strategy, "eval_strategy": "epoch", "lr_scheduler_type": "constant", "max_steps": 3}
+    args = make_args(per_device_train_batch_size=2, **options)
+    data = {"args": args, "train_dataset": pairs, "eval_dataset": pairs.select(range(4))}
+    trainer = CAPOTrainer(model_dir, **data, callbacks=[Terminate(event, 3)])
     with pytest.raises(SystemExit) as stop:
         trainer.train()
     assert stop.value.code == 143
     assert handled == []
+    resumed = CAPOTrainer(model_dir, **data)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+    assert same(weights(trainer.model), weights(resumed.model))
+    assert [path.name for path in Path(args.output_dir).glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 def test_a_failed_training_leaves_the_signal_as_it_was(make_args, model_dir, pairs, handled):

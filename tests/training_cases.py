@@ -53,7 +53,7 @@ def train(name: str, folder: Path, model: str, other: str, quantizable: str, pro
     """What one training logged, and its weights after each step and in the end; sizes are options of batches."""
     pairs = Dataset.load_from_disk(folder / "data")  # TRL shares precomputed log-probs through a file beside the data
     options = {"train_dataset": pairs, "eval_dataset": pairs.select(range(8))}
-    log = Path(folder, "logs", "-".join([name, *map(str, sizes.values())]))
+    log = Path(folder, "logs", "-".join([name, *(str(size) for size in sizes.values() if isinstance(size, int))]))
     arguments = AUTO | sizes | {"output_dir": str(folder), "pair_log": "stream" not in name and str(log)}
     if name == "precomputed":
         arguments["precompute_ref_log_probs"] = True

@@ -69,11 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _launch(command: str, arguments: list[str]) -> int:
     """Check the arguments, then run the command's module through `accelerate launch`."""
+    import torch
     from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
     from trl_capo.arguments import launch_options, launch_parser, parse, refuse_unknown, without
+    from trl_capo.launch import read_launch, single_process_warnings
 
     if command == "train":
         from trl_capo import dry_run
@@ -86,6 +88,9 @@ def _launch(command: str, arguments: list[str]) -> int:
         refuse_unknown(from_yaml + from_argv, parser, launch_options())
         launch_arguments = resolve_accelerate_config_argument(from_yaml + from_argv)
         _prepare_single_cpu_process(launch_arguments)
+        processes = read_launch(from_yaml + from_argv, gpu=torch.accelerator.is_available())
+        for warning in single_process_warnings(processes):
+            print(f"trl-capo {command}: warning: {warning}", file=sys.stderr)
         words = [*launch_arguments, "--module", f"trl_capo.{command}", *without(arguments, from_argv)]
         with _passing_on_sigterm():
             launch_command(launch_parser().parse_args(words))

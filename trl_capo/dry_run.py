@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import PretrainedConfig
@@ -24,7 +25,7 @@ from trl_capo.data import refuse_unusable
 from trl_capo.dry_run_figures import add_lengths, add_memory, add_steps
 from trl_capo.dry_run_report import Findings, report, settings_lines
 from trl_capo.groups import find_groups
-from trl_capo.launch import Processes, read_launch
+from trl_capo.launch import Processes, read_launch, single_process_warnings
 from trl_capo.lenient import UncheckedConfig, Usable, mend, parse_usable
 from trl_capo.memory import empty_model
 from trl_capo.models import check_model_path, load_config, load_tokenizer, refusing
@@ -76,7 +77,8 @@ def _check(found: Findings, usable: Usable) -> None:
     words, processes = usable.from_yaml + usable.from_argv, Processes()
     with _collecting(found.problems):
         refuse_unknown(words, make_parser(), launch_options())
-        processes = read_launch(words)
+        processes = read_launch(words, gpu=found.elsewhere or torch.accelerator.is_available())
+        found.warnings += single_process_warnings(processes)
     train = evaluation = None
     with _collecting(found.problems):
         splits = load_splits(script_args, args, dataset_args)

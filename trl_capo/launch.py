@@ -1,7 +1,7 @@
 """What the options of `accelerate launch` say of the processes of a training, without starting any."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
@@ -12,35 +12,55 @@ from trl_capo.yaml_files import read_yaml
 
 @dataclass(frozen=True)
 class Processes:
-    """How many, and how they share the model: `Setting.sharding` of trl_capo.memory."""
+    """How many, and how they share the model: `Setting.sharding` of trl_capo.memory; how many were asked for."""
 
     count: int = 1
     sharding: str = "none"
+    asked: int = field(default=1, compare=False)
 
 
-def read_launch(words: Sequence[str]) -> Processes:
+def read_launch(words: Sequence[str], *, gpu: bool = True) -> Processes:
     """The processes that these options start.
+
+    Args:
+        words: the options of `accelerate launch`, and TRL's name for a set of them.
+        gpu: whether the machine has GPUs, as many as are asked for.
 
     Raises:
         ValueError, OSError: the file of options cannot be read.
     """
     try:
-        return _read(words)
+        return _read(words, gpu)
     except (AttributeError, TypeError) as error:
         raise ValueError(f"the options of `accelerate launch` cannot be used: {error}") from error
 
 
-def _read(words: Sequence[str]) -> Processes:
+def single_process_warnings(processes: Processes) -> list[str]:
+    """Nothing, or one warning: fewer processes than asked for would train with a part of each batch, in silence."""
+    if processes.asked <= processes.count:
+        return []
+    return [
+        f"num_processes={processes.asked}: on a CPU `accelerate launch` starts {processes.count} process, whose "
+        "batches are then all that a step trains on. For several, give --multi_gpu in the place of --cpu."
+    ]
+
+
+def _read(words: Sequence[str], gpu: bool) -> Processes:
     options = launch_parser().parse_args([*resolve_accelerate_config_argument(list(words)), "none.py"])
     file = read_yaml(options.config_file) if options.config_file else {}
     kind = file.get("distributed_type")
     count = options.num_processes or file.get("num_processes")
-    count = count or max(1, torch.cuda.device_count() if options.multi_gpu else 1)
+    count = asked = count or max(1, torch.cuda.device_count() if options.multi_gpu else 1)
     if kind == "NO" and not options.multi_gpu:  # whatever number the file has
-        count = 1
-    if options.use_deepspeed or kind == "DEEPSPEED":
+        count = asked = 1
+    deepspeed, fsdp = options.use_deepspeed or kind == "DEEPSPEED", options.use_fsdp or kind == "FSDP"
+    by_kind = deepspeed or fsdp or options.multi_gpu or kind == "MULTI_GPU"
+    mpi = options.mpirun_hostfile or file.get("mpirun_config")
+    if options.cpu or not (gpu or by_kind):
+        count = asked if mpi else 1
+    elif deepspeed:
         stage = options.zero_stage or file.get("deepspeed_config", {}).get("zero_stage", 2)
-        return Processes(count, "zero3" if int(stage) == 3 else "zero2")
-    if options.use_fsdp or kind == "FSDP":
-        return Processes(count, "fsdp2")
-    return Processes(count, "ddp" if count > 1 else "none")
+        return Processes(count, "zero3" if int(stage) == 3 else "zero2", asked)
+    elif fsdp:
+        return Processes(count, "fsdp2", asked)
+    return Processes(count, "ddp" if count > 1 else "none", asked)

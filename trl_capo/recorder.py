@@ -13,6 +13,7 @@ from trl_capo.messages import get_logger
 from trl_capo.metrics import PairWindow, group_metrics
 from trl_capo.nonfinite import Suspects, count_broken
 from trl_capo.pairs import PairIndex
+from trl_capo.plain import first_few
 
 logger = get_logger(__name__)
 
@@ -48,11 +49,16 @@ class PairRecorder(TrainerCallback):
     Args:
         accelerator: whose processes' pairs are put together.
         index: knows the groups; their labels name the metrics.
+
+    Attributes:
+        asked_to_end: set from outside: this process wants the training to end.
+        agreed_to_end: in the last optimiser step, a process wanted it. It crosses with the pairs, at no cost.
     """
 
     def __init__(self, accelerator: Accelerator, index: PairIndex) -> None:
         self.accelerator = accelerator
         self.index = index
+        self.asked_to_end = self.agreed_to_end = False
         self._start()
         self._evaluated: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
@@ -73,11 +79,13 @@ class PairRecorder(TrainerCallback):
         self._batches.append(suspects)
         if not self.accelerator.sync_gradients:
             return []
-        own = torch.cat([self._step.vector, count_broken(self._batches)])
+        wish = rows.new_full((1,), self.asked_to_end)
+        own = torch.cat([self._step.vector, count_broken(self._batches), wish])
         steps = self.accelerator.gather(own[None])
-        self._window.merge(steps[:, :-1])
+        self._window.merge(steps[:, :-2])
         batches, self._step, self._batches = self._batches, _new_window(), []
-        return batches if steps[:, -1].any() else []
+        broken, self.agreed_to_end = steps[:, -2:].any(dim=0).tolist()
+        return batches if broken else []
 
     def take_training(self) -> dict[str, float]:
         """The metrics since the last call; TRL logs its own rewards, so of those only what it has not."""
@@ -120,11 +128,22 @@ class PairRecorder(TrainerCallback):
         if pairs[0] is not None:
             first = _first_occurrences(torch.cat(pairs).cpu())
             rows, groups = rows[first], groups[first]
+        self._tell_broken(rows, groups)
         window = _new_window()
         for some_rows, some_groups in zip(rows.split(4096), groups.split(4096), strict=True):
             window.add(some_rows, some_groups, len(self.index.labels))
         overall, by_group = _means(window)
         return overall | group_metrics(by_group, self.index.labels)
+
+    def _tell_broken(self, rows: Tensor, groups: Tensor) -> None:
+        """Warn of evaluated pairs with log-probs that are not finite: a mean with one of them is none."""
+        broken = ~rows[:, : len(REWARDS + LOGPS)].isfinite().all(dim=1)
+        if broken.any():
+            names = [self.index.labels[group] for group in groups[broken].unique().tolist() if group >= 0]
+            logger.warning(
+                f"evaluation: log-probabilities or rewards of {int(broken.sum())} of {len(rows)} pairs are not finite "
+                f"numbers{f' (groups: {first_few(names, 8)})' if names else ''}. Metrics of these pairs mean nothing."
+            )
 
 
 def _new_window() -> PairWindow:

@@ -35,10 +35,22 @@ class ResumableDPOTrainer(DPOTrainer):
         for warning in bfloat16_warnings(on_cpu=on_cpu, bf16=self.args.bf16, dtype=self.model.dtype):
             logger.warning(warning)
         checkpoint = choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        with checkpoint_on_sigterm(self):
+        if checkpoint and self.args.sync_ref_model:
+            logger.warning(
+                "sync_ref_model: checkpoints do not hold the reference, which starts again from where it was at the "
+                "first step; the resumed training differs from one that was never stopped."
+            )
+        with checkpoint_on_sigterm(self, self._capo_recorder):
             done = super().train(checkpoint, trial, ignore_keys_for_eval)
         refuse_spoilt_weights(self)
         return done
+
+    def _run_epoch(self, **arguments):
+        """Nothing, where the checkpoint is that of the last step, within an epoch: Transformers would go on."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**arguments)
 
     def _save_checkpoint(self, model, trial):
         refuse_spoilt_weights(self)
