@@ -79,6 +79,23 @@ def test_a_small_group_looks_to_the_others():
     assert found[1] == pytest.approx((10 * found[0] + 0) / 11, abs=0.02)
 
 
+@pytest.mark.parametrize("size", [1, 5, 30, 300])
+def test_errors_of_small_groups_reach_what_is_true_of_them(size):
+    """22 groups of one size beside a large one, of which 1 in 20 may lie outside, 2 by chance."""
+    generator = np.random.default_rng(6)
+    parts = [two_kinds(generator, count, 0.2, apart=1.5) for count in [2000, *[size] * 22]]
+    groups = np.repeat(np.arange(23), [2000, *[size] * 22])
+    found, errors = noise_rates(np.concatenate([margins for margins, _ in parts]), groups, 23)
+    outside = [
+        abs(rate - wrong.mean()) > 1.96 * error
+        for rate, error, (_, wrong) in zip(found, errors, parts, strict=True)
+        if len(wrong) == size
+    ]
+    assert sum(outside) <= 2
+    if size == 1:  # of eleven pairs that tell of it, ten are others'
+        assert (errors[1:] > 10 / 11 * np.sqrt(found[1:] * (1 - found[1:]))).all()
+
+
 def test_log_odds_fall_with_the_margin_within_a_group_and_average_to_its_rate():
     generator = np.random.default_rng(5)
     margins, wrong = two_kinds(generator, 4000, 0.3)

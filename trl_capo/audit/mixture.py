@@ -96,7 +96,10 @@ def fit(places: np.ndarray, counts: np.ndarray, rate: np.ndarray | None = None) 
 
 
 def noise_rates(margins: np.ndarray, groups: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(count,) shares of wrong labels in every group, and (count,) their standard errors by bootstrap.
+    """(count,) shares of wrong labels in every group, and (count,) their standard errors.
+
+    Errors have two parts: a bootstrap's, of as many pairs, drawn from the group's own and the shared ones; and, since
+    the shared ones' share in the estimate says nothing of this group, that share of a label's own standard deviation.
 
     Args:
         margins: (N,) finite, of pairs.
@@ -106,11 +109,16 @@ def noise_rates(margins: np.ndarray, groups: np.ndarray, count: int, seed: int =
     """
     places, counts = histograms(signed_log(margins, SHARP), groups, count)
     shared = _shared(counts)
+    rates = fit(places, counts + shared).rate
     generator, errors = np.random.default_rng(seed), np.empty(count)
     for group, own in enumerate(counts):
-        draws = generator.multinomial(int(own.sum()), own / own.sum(), size=RESAMPLES)
-        errors[group] = fit(places, draws + shared).rate.std()
-    return fit(places, counts + shared).rate, errors
+        pairs = own.sum()
+        likely = (own + shared) / (own + shared).sum()
+        draws = generator.multinomial(int(pairs), likely, size=RESAMPLES)
+        borrowed = SHARED_PAIRS / (pairs + SHARED_PAIRS)
+        spread = fit(places, draws + shared).rate.std()
+        errors[group] = np.hypot(spread, borrowed * np.sqrt(rates[group] * (1.0 - rates[group])))
+    return rates, errors
 
 
 def log_odds(margins: np.ndarray, groups: np.ndarray, rates: np.ndarray) -> np.ndarray:
