@@ -83,7 +83,7 @@ def test_a_small_group_looks_to_the_others():
 def test_errors_of_small_groups_reach_what_is_true_of_them(size):
     """22 groups of one size beside a large one, of which 1 in 20 may lie outside, 2 by chance."""
     generator = np.random.default_rng(6)
-    parts = [two_kinds(generator, count, 0.2, apart=1.5) for count in [2000, *[size] * 22]]
+    parts = [two_kinds(generator, count, 0.2, apart=3.0) for count in [2000, *[size] * 22]]
     groups = np.repeat(np.arange(23), [2000, *[size] * 22])
     found, errors = noise_rates(np.concatenate([margins for margins, _ in parts]), groups, 23)
     outside = [
