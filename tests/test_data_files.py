@@ -19,6 +19,8 @@ PROBLEMS = [
     ("a.jsonl", f"{LINE}\n{{\"a\": 1, \"a\": 2}}", "line 2: the key 'a' comes twice"),
     ("a.jsonl", f"{LINE}\n{{\"a\": \"\\ud800\"}}", r"line 2: half of a surrogate pair ('\ud800')"),
     ("a.jsonl", f"{LINE}\n".encode() + b'{"a": "\xe4"}', "line 2: it is not UTF-8 (invalid continuation byte 0xe4 at"),
+    ("a.jsonl", f"{LINE}\r{LINE}\r\n{LINE}\r{{broken\r", "line 4: column 2: not JSON"),
+    ("a.jsonl", f'{LINE}\n{{"a": {"9" * 5000}}}', "line 2: a number has too many digits"),
     ("a.json", LISTED.replace("}", "", 1), "line 8, column 2: not JSON"),
     ("a.json", '[{"a": 1}, 2]', "entry 1: it is not an object"),
     ("a.json", LISTED.replace('"language"', '"chosen"'), "line 6: the key 'chosen' comes twice"),
@@ -61,7 +63,7 @@ def test_what_can_be_read_has_no_problem(tmp_path, content):
         (f"null}}\n{LINE}", 1),
         (f"null]\n{LINE}", 1),
         (f"null\r{LINE}", 1),
-        (f"{LINE}\rnull", 1),
+        (f"{LINE}\rnull", 2),
     ],
 )
 def test_null_is_found_before_it_ends_the_process(tmp_path, content, line):

@@ -53,13 +53,13 @@ def refuse_unsafe_lines(path: Path, reader: str | None = None) -> None:
 def _unsafe_line(file: Path, reader: str) -> str | None:
     """Why readers must not be given a line of JSON, and which one."""
     depth = 0
-    for number, line in _lines(file) if reader == "json" else ():
+    for number, line in lines_of(file) if reader == "json" else ():
         depth, deepest = _depths(line, depth)
         if deepest > DEEPEST:
             found = _file_problem(file, reader)  # as many lines that are cut look like it, too
             return found if found and _TOO_DEEP not in found else f"line {number}: {_TOO_DEEP}"
         problem = _text_problem(line)
-        if any(map(_NULL.match, line.removeprefix(BOM_UTF8).split(b"\r"))):
+        if _NULL.match(line.removeprefix(BOM_UTF8)):
             problem = "null is not an object with the columns' names and values"
         if problem:
             return f"line {number}: {problem}"
@@ -87,16 +87,16 @@ def _brackets(line: bytes) -> tuple[int, int]:
 
 def _said_twice(file: Path, reader: str) -> str | None:
     """The column of CSV, or the key of an object in a JSON document, that comes twice, and its line."""
-    number, first = next(_lines(file), (0, b""))
+    number, first = next(lines_of(file), (0, b""))
     first = first.removeprefix(BOM_UTF8)
     try:
         if reader == "csv":
             between = "\t" if builder_of(file, _TABBED) else ","
-            heading = next(csv.reader((line.decode("utf-8-sig") for _, line in _lines(file)), delimiter=between), [])
+            heading = next(csv.reader((line.decode("utf-8-sig") for _, line in lines_of(file)), delimiter=between), [])
             twice = _twice(heading)
             return f"line {number}: the column {twice!r} comes twice" if twice else None
         if first.startswith((b"[", b"{")) and _json_problem(first):
-            text = b"".join(line for _, line in _lines(file, blank=True)).removeprefix(BOM_UTF8)
+            text = b"".join(line for _, line in lines_of(file, blank=True)).removeprefix(BOM_UTF8)
             json.loads(text, object_pairs_hook=_object)
     except KeyTwice:
         return _json_problem(text, lines=True)
@@ -119,7 +119,7 @@ def first_problem(*paths: Path, reader: str | None = None) -> str | None:
 def _file_problem(file: Path, reader: str) -> str | None:
     """Why the file cannot be read, and in which line; JSON is an object a line, or one document over all of them."""
     first = True
-    for number, line in _lines(file):
+    for number, line in lines_of(file):
         problem = _text_problem(line)
         if problem is None and reader == "json":
             problem = _json_problem(line)
@@ -133,7 +133,7 @@ def _file_problem(file: Path, reader: str) -> str | None:
 
 def _document_problem(file: Path, problem: str) -> str | None:
     """Why the document cannot be read; where it ends in the first line, that line's own problem."""
-    content = b"".join(line for _, line in _lines(file, blank=True))
+    content = b"".join(line for _, line in lines_of(file, blank=True))
     problems = _text_problem(content), _json_problem(content, lines=True)
     found = next(filter(None, problems), None)
     return f"line 1: {problem}" if found and "Extra data" in found else found
@@ -149,13 +149,16 @@ def _text_files(path: Path, reader: str | None) -> Iterator[tuple[Path, str]]:
             yield file, kind
 
 
-def _lines(file: Path, blank: bool = False) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines; it ends where the file cannot be read any further, which its reader will say."""
+def lines_of(file: Path, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+    """The numbered lines, whose ends are LF, CRLF or CR; no more where the file cannot be read further, which its
+    reader will say.
+    """
     if file.suffix.lower() in _COMPRESSED - set(_OPEN):
         return
     try:
         with _OPEN.get(file.suffix.lower(), open)(file, "rb") as content:
-            yield from ((number, line) for number, line in enumerate(content, start=1) if blank or line.strip())
+            lines = (part for line in content for part in (line.splitlines(True) if b"\r" in line else (line,)))
+            yield from ((number, line) for number, line in enumerate(lines, start=1) if blank or line.strip())
     except (OSError, EOFError, lzma.LZMAError):
         return
 
@@ -180,6 +183,8 @@ def _json_problem(text: bytes, lines: bool = False) -> str | None:
         return _TOO_DEEP
     except KeyTwice as error:
         return f"line {_line_of_repeated_key(text.decode())}: {error}" if lines else str(error)
+    except ValueError:  # int() reads no more than some thousand
+        return "a number has too many digits"
     for number, entry in enumerate(value if lines and isinstance(value, list) else [value]):
         if not isinstance(entry, dict):
             return f"entry {number}: " * lines + "it is not an object with the columns' names and values"
