@@ -40,14 +40,22 @@ def test_a_bad_line_at_the_start_is_refused_before_a_model_is_loaded(options, tm
     assert re.search(f"train.jsonl, line {before + 1}[:,] ", " ".join(capfd.readouterr().out.split()))
 
 
-def test_a_bad_line_far_on_ends_the_training_with_its_place(options, capfd):
+def test_a_broken_line_far_on_is_refused_before_a_model_is_loaded(options, tmp_path, capfd):
     """Readers of JSON take 10 MiB at a time; these are 24."""
-    words = [*options(BAD["broken"], before=400, characters=60_000), "--per_device_train_batch_size", "16"]
+    assert train.main(options(BAD["broken"], before=400, characters=60_000)) == 2
+    assert (
+        capfd.readouterr()
+        .err.rstrip()
+        .endswith("train.jsonl, line 401: column 2: not JSON: Expecting property name enclosed in double quotes")
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_line_far_on_ends_the_training_with_its_place(options, capfd):
+    words = [*options(BAD["a key twice"], before=400, characters=60_000), "--per_device_train_batch_size", "16"]
     assert train.main(words) == 1
     said = capfd.readouterr().err
-    assert said.rstrip().endswith(
-        "train.jsonl, line 401: column 2: not JSON: Expecting property name enclosed in double quotes"
-    )
+    assert said.rstrip().endswith("train.jsonl, line 401: the key 'chosen' comes twice in an object")
     assert "Traceback" not in said
     assert cli.main(["train", *words, "--dry_run"]) == 1
     assert "train.jsonl, line 401: " in " ".join(capfd.readouterr().out.split())

@@ -2,7 +2,7 @@
 
 Every problem of a data set is found before a model is loaded and reported at once, with row numbers. What training can
 live with is counted in one warning. Streams are checked by their first rows only, since they can be read only once;
-but local files, in which a line could end the process, are read through before.
+but local files, in which a line could end the process, or not fit the first ones, are read through before.
 """
 
 from collections import defaultdict
@@ -16,6 +16,7 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from trl_capo.cells import cell_problem, is_empty
 from trl_capo.data_files import BUILDERS, builder_of, first_problem, refuse_unsafe_lines
+from trl_capo.line_types import Source, unlike_line, unreadable_line
 from trl_capo.messages import get_logger
 from trl_capo.paths import can_be_on_hub, find_path
 from trl_capo.plain import first_few
@@ -60,9 +61,14 @@ def load_preference_data(name: str, *, config: str | None = None, streaming: boo
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise FileNotFoundError(f"dataset_name={name!r}: no data found there: {error}") from error
     except Exception as error:  # every reader of every format has its own errors
-        reason = why_unreadable(error, [] if path is None else [path])
+        reason = why_unreadable(error, [] if path is None else [path], _source(path, name, config))
         raise ValueError(f"dataset_name={name!r} cannot be read: {reason}") from error
-    return loaded if isinstance(loaded, Mapping) else DatasetDict(train=loaded)
+    splits = loaded if isinstance(loaded, Mapping) else DatasetDict(train=loaded)
+    if path is not None and not saved_to_disk(path):
+        features = next(iter(splits.values())).features
+        if problem := unlike_line(_source(path, name, config), features, text=streaming):
+            raise ValueError(f"dataset_name={name!r} cannot be used: {problem}")
+    return splits
 
 
 def find_data(name: str, option: str) -> Path | None:
@@ -81,22 +87,26 @@ def find_data(name: str, option: str) -> Path | None:
     return path
 
 
-def why_unreadable(error: Exception, paths: Iterable[Path], reader: str | None = None) -> str:
+def why_unreadable(error: Exception, paths: Iterable[Path], source: Source, reader: str | None = None) -> str:
     """Why data cannot be read, for the user: by the error of their reader, and a second look at the local files."""
+    paths = list(paths)
     cause = error.__cause__ or error
     if isinstance(cause, StopIteration) or any(words in str(cause) for words in _NO_ROWS):
         return "it has no rows."
-    return first_problem(*paths, reader=reader) or f"{type(cause).__name__}: {cause}"
+    found = first_problem(*paths, reader=reader) or (paths and unreadable_line(source, cause))
+    return found or f"{type(cause).__name__}: {cause}"
 
 
 def _load(path: Path | None, name: str, config: str | None, streaming: bool) -> Any:
-    if path is None:
-        return load_dataset(name, name=config, streaming=streaming)
-    if path.is_file():
-        return load_dataset(builder_of(path), data_files=str(path), streaming=streaming)
-    if saved_to_disk(path):
+    if path is not None and saved_to_disk(path):
         return load_from_disk(str(path))
-    return load_dataset(str(path.resolve()), name=config, streaming=streaming)
+    return load_dataset(**_source(path, name, config), streaming=streaming)
+
+
+def _source(path: Path | None, name: str, config: str | None) -> Source:
+    if path is not None and path.is_file():
+        return {"path": builder_of(path), "data_files": str(path)}
+    return {"path": name if path is None else str(path.resolve()), "name": config}
 
 
 def saved_to_disk(path: Path) -> bool:

@@ -12,6 +12,7 @@ from trl import DatasetMixtureConfig, get_dataset
 
 from trl_capo.data import READERS, STREAM_ROWS, find_data, saved_to_disk, why_unreadable
 from trl_capo.data_files import builder_of, refuse_unsafe_lines
+from trl_capo.line_types import Source, unlike_line
 from trl_capo.paths import find_path
 from trl_capo.value_types import type_problems
 
@@ -37,6 +38,7 @@ def load_mixture(args: DatasetMixtureConfig, seed: int) -> DatasetDict:
         except Exception as error:  # every reader of every format has its own errors
             together = error
         else:
+            _refuse_unlike(args, mixed)
             return DatasetDict(train=mixed) if args.test_split_size is None else _split(mixed, args, seed)
     for index in range(len(args.datasets)):
         if index not in refused and (problem := _when_loaded(args, index)):
@@ -63,6 +65,17 @@ def _load(entries: list[Any], streaming: bool) -> Dataset | IterableDataset:
     if streaming:  # what is wrong at the start of a stream shows when it is read
         list(mixed.take(STREAM_ROWS))
     return mixed
+
+
+def _refuse_unlike(args: DatasetMixtureConfig, mixed: Dataset | IterableDataset) -> None:
+    """Raise ValueError for local rows of other types than the mixture's columns, which all entries share."""
+    problems = []
+    for index, entry in enumerate(map(_with_reader, args.datasets)):
+        if any(_local(entry)):
+            found = unlike_line(_source(entry), mixed.features, text=args.streaming, columns=entry.columns)
+            problems += [f"{_named(args, index)} cannot be used: {found}"] if found else []
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _before_loading(args: DatasetMixtureConfig, index: int) -> str | None:
@@ -102,8 +115,13 @@ def _when_loaded(args: DatasetMixtureConfig, index: int) -> str | None:
     try:
         _load([entry], args.streaming)
     except Exception as error:  # as above
-        return f"{_named(args, index)} cannot be read: {why_unreadable(error, _local(entry), _reader(entry))}"
+        reason = why_unreadable(error, _local(entry), _source(entry), _reader(entry))
+        return f"{_named(args, index)} cannot be read: {reason}"
     return None
+
+
+def _source(entry: Any) -> Source:
+    return {name: getattr(entry, name) for name in ("path", "name", "data_dir", "data_files")}
 
 
 def _named(args: DatasetMixtureConfig, index: int) -> str:

@@ -1,0 +1,159 @@
+"""Lines of JSON whose values have other types than the columns that `datasets` reads them into.
+
+It takes the columns from the first 10 MB of the first file. Where these have text, whatever comes later becomes text
+(messages become their JSON, 3 becomes "3"); what fits no other column, it refuses without saying where it stands.
+"""
+
+import json
+import re
+from codecs import BOM_UTF8
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Features, load_dataset, load_dataset_builder
+from datasets.packaged_modules.json.json import Json
+
+from trl_capo.data_files import first_problem, lines_of
+
+PAIR = ("prompt", "chosen", "rejected")
+_FIRST = "in the first 10 MB of the first file"
+_MORE_THAN_TEXT = re.compile(rb'"(?<!\\")\s*:\s*(?:[^"\sn]|\Z)')  # null is in every column
+_BETWEEN = re.compile(r"[\s,\[\]]*")
+_DECODER = json.JSONDecoder(strict=False, parse_int=lambda digits: int(digits[:25]))  # which tell if 64 bits hold them
+_KINDS = {str: "text", list: "a list", dict: "a mapping", type(None): "null"} | {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+Source = Mapping[str, Any]
+"""What `load_dataset` is given."""
+
+
+def unlike_line(
+    source: Source, features: Features | None, *, text: bool, columns: Collection[str] | None = None
+) -> str | None:
+    """File, line and reason of the first row, in local files of JSON, that does not fit the columns.
+
+    Args:
+        source: of the data.
+        features: the columns; None where the reader does not know them before it has read all.
+        text: whether to look at lines of text alone, too, as is needed where they have not been read yet. They fit
+            columns of text, which is all that most data have, unless there is a new column, with which reading ends.
+        columns: the only ones that are used; None for all.
+    """
+    if features is None:
+        return None
+    shapes = _shape(features)
+    all_text = all(shapes.get(column, str) is str for column in PAIR)
+    files = _json_files(source)
+    try:
+        for file, number, row in _rows(files, not all_text or text):
+            if problem := _row_problem(row, shapes, row if columns is None else columns):
+                return f"{file}, line {number}: {problem}"
+    except ValueError:  # it is no JSON, as may show far on in a stream, or has objects on several lines behind others
+        return first_problem(*files, reader="json") if text else None
+    return None
+
+
+def unreadable_line(source: Source, error: BaseException) -> str | None:
+    """File, line and reason of the first row that ended reading with the error, where every line is JSON."""
+    try:
+        if "Value is too big" in str(error):
+            found = (item for item in _rows(_json_files(source)) if any(map(_is_big, _values(item[2]))))
+            return next((f"{file}, line {number}: a number has more than 64 bits" for file, number, _ in found), None)
+        splits = load_dataset(**source, streaming=True)
+        features = next(iter(splits.values())).features
+        return unlike_line(source, features, text=True)
+    except Exception:  # the error that is there already is the one to tell
+        return None
+
+
+def _json_files(source: Source) -> list[Path]:
+    """The files that `datasets` would read as JSON, and no other of their folder."""
+    builder = load_dataset_builder(**source)
+    files = builder.config.data_files if isinstance(builder, Json) else None
+    return [Path(file) for split in (files or {}).values() for file in split]
+
+
+def _rows(files: Iterable[Path], text: bool = True) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    """The objects of the files, and their lines; without `text`, not all of those that have nothing but text."""
+    for file in files:
+        if _has_object_a_line(file):
+            lines = (numbered for numbered in lines_of(file) if text or _MORE_THAN_TEXT.search(numbered[1]))
+        else:
+            lines = iter([(1, b"".join(line for _, line in lines_of(file, blank=True)))])
+        for first, content in lines:
+            yield from ((file, number, row) for number, row in _objects(first, content) if isinstance(row, dict))
+
+
+def _has_object_a_line(file: Path) -> bool:
+    _, first = next(lines_of(file), (0, b""))
+    try:
+        return isinstance(_DECODER.decode(first.removeprefix(BOM_UTF8).decode()), dict)
+    except ValueError:
+        return False
+
+
+def _objects(number: int, content: bytes) -> Iterator[tuple[int, Any]]:
+    """The objects of a list, or one behind the other, each with the line that it starts in."""
+    text, end = content.removeprefix(BOM_UTF8).decode(), 0
+    while (start := _BETWEEN.match(text, end).end()) < len(text):
+        number += text.count("\n", end, start)
+        row, after = _DECODER.raw_decode(text, start)
+        yield number, row
+        number += text.count("\n", start, after)
+        end = after
+
+
+def _row_problem(row: Mapping[str, Any], shapes: Mapping[str, Any], columns: Collection[str]) -> str | None:
+    for column, value in row.items():
+        if column not in columns:
+            continue
+        if column not in shapes:
+            return f"it has a column {column!r}, which there is not {_FIRST}"
+        if problem := _difference(value, shapes[column], column in PAIR):
+            return column + problem
+    return None
+
+
+def _difference(value: Any, shape: Any, strict: bool) -> str | None:
+    """Where the value is of another type, and how; where text is wanted, 3 will do as "3" unless it is strict."""
+    if value is None or shape is None or type(value) is shape:
+        return None
+    if isinstance(value, list) and isinstance(shape, list):
+        for inner in value:
+            if problem := _difference(inner, shape[0], strict):
+                return "[]" + problem
+        return None
+    if isinstance(value, dict) and isinstance(shape, dict):
+        for key, inner in value.items():
+            if key not in shape:
+                return f" has a key {key!r}, which there is not {_FIRST}"
+            if problem := _difference(inner, shape[key], strict):
+                return f".{key}{problem}"
+        return None
+    if shape is str and not strict and not isinstance(value, list | dict):
+        return None
+    return f" is {_KINDS[type(value)]}, but {_KINDS[shape if isinstance(shape, type) else type(shape)]} {_FIRST}"
+
+
+def _shape(feature: Any) -> Any:
+    """The types of the column's values, as a value of types; None where several fit, or the reader converts none."""
+    if isinstance(feature, dict):
+        return {key: _shape(inner) for key, inner in feature.items()}
+    if hasattr(feature, "feature"):
+        return [_shape(feature.feature)]
+    return {"string": str, "large_string": str, "null": type(None)}.get(getattr(feature, "dtype", None))
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """The value and all within it."""
+    yield value
+    if isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _values(inner)
+
+
+def _is_big(value: Any) -> bool:
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
