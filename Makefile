@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Two busy threads that spin while they wait for each other's process make everything beside them crawl.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo study study-results test test-browser test-gpu test-kills check clean
+.PHONY: demo study study-results test test-browser test-deepspeed test-gpu test-kills check clean
 
 # What is there and was made with the same model, data and configs is used again.
 demo: .venv/demo-$(DEMO_MODEL)
@@ -50,6 +50,11 @@ test-browser: .venv/browser
 # Without a GPU it says so of every test.
 test-gpu: .venv/test
 	$(BIN)/python -m pytest -m gpu
+
+# ZeRO on CPUs. DeepSpeed builds itself with the torch that is there; it needs a C++ compiler.
+test-deepspeed: .venv/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation deepspeed ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/test_deepspeed.py
 
 # Twenty trainings killed at random points and resumed: a minute or two.
 test-kills: .venv/test

@@ -15,7 +15,9 @@ from conftest import free_port
 from test_distributed import assert_same_training, run
 from training_cases import train
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed (make test-deepspeed)"
+)
 
 AUTOMATIC = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping")
 
