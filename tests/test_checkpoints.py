@@ -161,6 +161,19 @@ def test_a_checkpoint_is_not_whole_while_it_is_written_again(output, make_args, 
     assert choose_checkpoint(True, str(output)) == str(output / "checkpoint-1")
 
 
+def test_a_reference_that_follows_the_policy_goes_on_from_where_it_was(make_args, model_dir, pairs):
+    """Every second step half way; the one of step 2 is in the checkpoint of step 3."""
+    moving = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5, "learning_rate": 1e-2}
+    args = make_args(**moving, max_steps=5, save_strategy="steps", save_steps=3, save_total_limit=None)
+    whole, resumed = (CAPOTrainer(model_dir, args=args, train_dataset=pairs) for _ in range(2))
+    whole.train()
+    shutil.rmtree(Path(args.output_dir, "checkpoint-5"))
+    resumed.train(resume_from_checkpoint=True)
+    assert same(weights(whole.model), weights(resumed.model))
+    assert same(weights(whole.ref_model), weights(resumed.ref_model))
+    assert not same(weights(whole.ref_model), weights(whole.model))
+
+
 def test_a_checkpoint_of_dpo_trainer_can_be_gone_on_from(make_args, model_dir, pairs):
     args = make_args(DPOConfig, **SAVING)
     DPOTrainer(model_dir, args=args, train_dataset=pairs).train()

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from safetensors.torch import load_model, save_model
+from torch.nn import Module
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import DPOTrainer
@@ -17,13 +19,16 @@ from trl_capo.termination import checkpoint_on_sigterm
 
 logger = get_logger(__name__)
 
+REFERENCE_NAME = "reference.safetensors"
+"""Of a reference that moves."""
+
 
 class ResumableDPOTrainer(DPOTrainer):
     """DPOTrainer that never resumes from a half-written checkpoint, and saves one when it gets SIGTERM.
 
     To Transformers' checkpoints it adds what is to be logged next: what has been summed since the last log, of the
-    loss, of TRL's metrics and of ours. It goes with the random numbers' state, which Transformers saves and loads
-    last, and in every process.
+    loss, of TRL's metrics and of ours; and the reference, if it moves (`sync_ref_model`). It goes with the random
+    numbers' state, which Transformers saves and loads last, and in every process.
     """
 
     _capo_recorder: PairRecorder  # the subclass makes it
@@ -35,15 +40,22 @@ class ResumableDPOTrainer(DPOTrainer):
         for warning in bfloat16_warnings(on_cpu=on_cpu, bf16=self.args.bf16, dtype=self.model.dtype):
             logger.warning(warning)
         checkpoint = choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        if checkpoint and self.args.sync_ref_model:
+        if checkpoint and self.args.sync_ref_model and self._capo_moving_reference is None:
             logger.warning(
-                "sync_ref_model: checkpoints do not hold the reference, which starts again from where it was at the "
-                "first step; the resumed training differs from one that was never stopped."
+                "sync_ref_model: under FSDP and DeepSpeed checkpoints do not hold the reference, which starts again "
+                "from where it was at the first step; the resumed training differs from one that was never stopped."
             )
         with checkpoint_on_sigterm(self, self._capo_recorder):
             done = super().train(checkpoint, trial, ignore_keys_for_eval)
         refuse_spoilt_weights(self)
         return done
+
+    @property
+    def _capo_moving_reference(self) -> Module | None:
+        """The reference that follows the policy (`sync_ref_model`), where every process has all of it."""
+        if not self.args.sync_ref_model or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None
+        return self.accelerator.unwrap_model(self.ref_model)
 
     def _run_epoch(self, **arguments):
         """Nothing, where the checkpoint is that of the last step, within an epoch: Transformers would go on."""
@@ -72,6 +84,8 @@ class ResumableDPOTrainer(DPOTrainer):
             "tokens": self._total_train_tokens,
             "pairs": self._capo_recorder.state(),
         }
+        if self.args.should_save and self._capo_moving_reference is not None:
+            save_model(self._capo_moving_reference, str(Path(output_dir, REFERENCE_NAME)))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_state(Path(output_dir), state)
@@ -87,3 +101,5 @@ class ResumableDPOTrainer(DPOTrainer):
         self._metrics["train"].update(state["metrics"])
         self._total_train_tokens = state["tokens"]
         self._capo_recorder.restore(state["pairs"])
+        if self._capo_moving_reference is not None:
+            load_model(self._capo_moving_reference, str(Path(checkpoint, REFERENCE_NAME)))
