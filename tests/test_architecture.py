@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "trl_capo"
 LAYERS = [
     ["losses", "agreement", "metrics", "statistics", "fonts", "plain", "citation", "memory", "precision"],
     ["reference", "messages", "paths", "cells", "data_files", "damaged_files", "value_types", "yaml_files"],
-    ["degenerate", "memory_table", "repeats", "text_table", "line_types"],
+    ["degenerate", "late_problems", "memory_table", "repeats", "text_table", "line_types"],
     ["plots", "groups", "answers", "draws", "config", "arguments", "evaluate_arguments", "launch", "lenient"],
     ["checkpoints", "optimiser", "stand_in"],
     ["data", "weights", "noise_checks", "row_changes", "saving", "noise", "noise_arguments"],

@@ -1,7 +1,7 @@
 """CAPOConfig: DPOConfig plus CAPO's own options, and the check that every combination of them means something.
 
-What TRL itself refuses is left to TRL. What TRL would ignore in silence, or what has no confidence to scale by, is
-refused here, all problems at once, before a model is loaded.
+What TRL itself refuses in time is left to TRL. What TRL would ignore in silence, what has no confidence to scale by,
+or what ends a training that has begun, is refused here, all problems at once, before a model is loaded.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import DPOConfig
 
 from trl_capo.groups import parse_group_column
+from trl_capo.late_problems import late_problems
 from trl_capo.losses import F_DIVERGENCES
 
 _MOST = sys.float_info.max
@@ -132,7 +133,7 @@ class CAPOConfig(DPOConfig):
 
 def config_problems(args: CAPOConfig) -> list[str]:
     """Why the options cannot be used, a sentence or two for each, which start with the option's name and value."""
-    return _range_problems(args) + _combination_problems(args)
+    return _range_problems(args) + _combination_problems(args) + late_problems(args)
 
 
 def sigmoid_weight(args: DPOConfig) -> float:
