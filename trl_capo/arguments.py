@@ -5,9 +5,11 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from enum import Enum
 from functools import partial
+from importlib.metadata import PackageNotFoundError
 from inspect import isclass
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -94,14 +96,23 @@ def parse_read(config: dict[str, Any], argv: Sequence[str], parser: Parser) -> t
         _set_environment(config.pop("env", {}))
         from_yaml = parser.set_defaults_with_config(**_typed(config, parser))
     try:
-        with warnings.catch_warnings():  # of `gradient_checkpointing`, which TRL sets: Transformers has renamed it
-            warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+        with without_renaming():
             *parsed, from_argv = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except (ValueError, OSError):
         raise
+    except PackageNotFoundError as error:  # its own words are of metadata
+        raise ValueError(f"the options need a package that is not installed. {error.name}") from error
     except Exception as error:  # of the options' own checks: of TRL's, Transformers' or Accelerate's
         raise ValueError(f"the options cannot be used: {type(error).__name__}: {error}") from error
     return tuple(parsed), from_yaml, from_argv
+
+
+@contextmanager
+def without_renaming() -> Iterator[None]:
+    """Without the warning of `gradient_checkpointing`, which TRL sets and Transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+        yield
 
 
 def _set_environment(variables: Any) -> None:

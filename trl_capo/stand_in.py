@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
+from transformers.integrations.accelerate import check_and_set_device_map
+from trl import ModelConfig
 from trl.trainer.utils import create_model_from_path
 
 from trl_capo.plain import first_few
@@ -19,6 +22,26 @@ from trl_capo.plain import first_few
 _ELSEWHERE = ("attn_implementation", "device_map", "distributed_config", "dtype", "max_memory", "quantization_config")
 _ELSEWHERE += ("tp_plan", "tp_size", "use_kernels")
 """Options of `from_pretrained` that say where or how a model is computed, which may ask for another machine."""
+
+DTYPES = tuple(ModelConfig.__dataclass_fields__["dtype"].metadata["choices"])
+"""The types of weights, by name, that TRL loads a model in."""
+
+
+def model_option_problems(options: dict[str, Any]) -> list[str]:
+    """Why options of `from_pretrained` cannot be used that the stand-in is loaded without.
+
+    Args:
+        options: of the model.
+    """
+    problems, dtype, device_map = [], options.get("dtype"), options.get("device_map")
+    if not (dtype is None or isinstance(dtype, torch.dtype) or dtype in DTYPES):
+        problems.append(f"dtype={dtype!r}: a model is not loaded in this type. Choose one of {', '.join(DTYPES)}.")
+    try:
+        if isinstance(device_map, str):
+            check_and_set_device_map(device_map)
+    except ValueError as error:
+        problems.append(f"device_map={device_map!r}: {error}")
+    return problems
 
 
 def load_stand_in(name: str, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel | None:

@@ -34,7 +34,7 @@ from trl_capo.optimiser import optimiser_problems
 from trl_capo.paths import output_folder
 from trl_capo.plain import print_error
 from trl_capo.rehearsal import unrehearsed_problems
-from trl_capo.stand_in import load_stand_in
+from trl_capo.stand_in import load_stand_in, model_option_problems
 from trl_capo.train_data import data_source, load_data, stream_problem
 from trl_capo.trainer import CAPOTrainer
 
@@ -87,7 +87,8 @@ def build_trainer(
     training_args.model_init_kwargs = model_options(training_args, model_args)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the first process of a machine looks, for all of them
         stand_in = load_stand_in(name, config, training_args.model_init_kwargs)
-        problems = optimiser_problems(training_args, stand_in)
+        problems = model_option_problems(training_args.model_init_kwargs)
+        problems += optimiser_problems(training_args, stand_in)
         problems += unrehearsed_problems(training_args, model_args, train_dataset)
         if problems:
             raise ValueError("\n".join(problems))
