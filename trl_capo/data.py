@@ -178,15 +178,9 @@ def _examine(dataset: Dataset | IterableDataset) -> tuple[list[str], list[str]]:
     if missing:
         columns = ", ".join(map(repr, first))
         return [f"it has no column {' and no column '.join(map(repr, missing))}; its columns are {columns}"], []
-    columns = [column for column in ("prompt", "chosen", "rejected") if column in first]
-    errors, warnings, total, format_of_first = defaultdict(list), defaultdict(list), 0, None
-    for index, row in enumerate(rows.select_columns(columns)):
+    errors, warnings, total = defaultdict(list), defaultdict(list), 0
+    for index, (row, found) in enumerate(_with_errors(rows, first)):
         total += 1
-        found = _row_errors(row)
-        if not found:
-            format_of_first = format_of_first or _format(row["chosen"])
-            if _format(row["chosen"]) != format_of_first:
-                found = [f"another format ({_format(row['chosen'])}) than before ({format_of_first})"]
         for message in found:
             errors[message].append(index)
         if not errors:
@@ -196,6 +190,26 @@ def _examine(dataset: Dataset | IterableDataset) -> tuple[list[str], list[str]]:
     if same and len(same) == total:
         return ["every pair has chosen equal to rejected: there is no preference in it"], []
     return [in_rows(*item, total) for item in errors.items()], [in_rows(*item, total) for item in warnings.items()]
+
+
+def _with_errors(rows: Dataset | IterableDataset, columns: Iterable[str]) -> Iterator[tuple[Mapping, list[str]]]:
+    """Each row of data with these columns, and what makes it unusable."""
+    looked_at, format_of_first = [column for column in ("prompt", "chosen", "rejected") if column in columns], None
+    for row in rows.select_columns(looked_at):
+        found = _row_errors(row)
+        if not found:
+            format_of_first = format_of_first or _format(row["chosen"])
+            if _format(row["chosen"]) != format_of_first:
+                found = [f"another format ({_format(row['chosen'])}) than before ({format_of_first})"]
+        yield row, found
+
+
+def usable_rows(dataset: Dataset) -> Dataset:
+    """The rows that `check_preference_data` finds nothing wrong with."""
+    if not {"chosen", "rejected"} <= set(dataset.column_names):
+        return dataset.select([])
+    found = enumerate(_with_errors(dataset, dataset.column_names))
+    return dataset.select([index for index, (_, errors) in found if not errors])
 
 
 def in_rows(message: str, indices: list[int], total: int) -> str:

@@ -1,11 +1,11 @@
 """Options of which some cannot be used, read without these: so that a dry run sees whatever else is wrong.
 
-Parsers and the options' own checks stop at the first mistake, and say of which option it is in words that only people
-read. So each option is left out in turn until that mistake is gone; then come the others.
+Parsers, TRL's trainer and the options' own checks stop at the first mistake, and say of which option it is in words
+that only people read. So each option is left out in turn until that mistake is gone; then come the others.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -30,6 +30,7 @@ class Usable:
         parsed: an object per dataclass of the parser; None if nothing could be read.
         from_yaml, from_argv: the words that the parser does not know.
         problems: why options were left out.
+        left_out: their names.
         elsewhere: why the options need another machine than this, which has no GPU; empty if they do not.
     """
 
@@ -37,6 +38,7 @@ class Usable:
     from_yaml: list[str] = field(default_factory=list)
     from_argv: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    left_out: set[str] = field(default_factory=set)
     elsewhere: str = ""
 
 
@@ -64,7 +66,42 @@ def parse_usable(argv: Sequence[str], make_parser: Callable[[], Parser]) -> Usab
         without = next(_attempts_without_one(config, words, make_parser, problem), None)
         if without is None:
             return usable
-        config, words = without
+        name, config, words = without
+        usable.left_out.add(name)
+
+
+def leave_out(options: Mapping[str, Any], use: Callable[[dict[str, Any]], Any]) -> tuple[Any, list[str]]:
+    """What using the options gives, without those that cannot be used, and why these cannot.
+
+    Args:
+        options: by their names.
+        use: raises ValueError or OSError at the first mistake, and says the same of the same mistake.
+
+    Returns:
+        None instead of what it gives, if there is a mistake of no one option.
+    """
+    options, problems = dict(options), []
+    result, problem = _use(options, use)
+    while problem:
+        problems.append(problem)
+        fewer = ({key: options[key] for key in options if key != name} for name in _named_first(options, problem))
+        attempts = ((rest, *_use(rest, use)) for rest in fewer)
+        solved = next((attempt for attempt in attempts if attempt[2] != problem), None)
+        if solved is None:
+            return None, problems
+        options, result, problem = solved
+    return result, problems
+
+
+def _use(options: dict[str, Any], use: Callable[[dict[str, Any]], Any]) -> tuple[Any, str]:
+    try:
+        return use(options), ""
+    except (ValueError, OSError) as error:
+        return None, str(error) or type(error).__name__
+
+
+def _named_first(options: Iterable[str], problem: str) -> list[str]:
+    return sorted(options, key=lambda name: name not in problem)
 
 
 def mend(args: CAPOConfig) -> list[str]:
@@ -80,10 +117,7 @@ def mend(args: CAPOConfig) -> list[str]:
 
 def _attempt(config: dict[str, Any], words: list[str], make_parser: Callable[[], Parser]) -> tuple[tuple | None, str]:
     """What parsing gives, or why it fails."""
-    try:
-        return parse_read(config, words, make_parser()), ""
-    except (ValueError, OSError) as error:
-        return None, str(error) or type(error).__name__
+    return _use(config, lambda config: parse_read(config, words, make_parser()))
 
 
 def _solves(config: dict[str, Any], words: list[str], make_parser: Callable[[], Parser], problem: str) -> bool:
@@ -92,23 +126,22 @@ def _solves(config: dict[str, Any], words: list[str], make_parser: Callable[[], 
 
 def _attempts_without_one(
     config: dict[str, Any], words: list[str], make_parser: Callable[[], Parser], problem: str
-) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """The options without one, where that makes the problem go away; first those that it names."""
-    groups = _grouped(words)
-    names = dict.fromkeys([*config, *(group[0].lstrip("-").split("=", 1)[0] for group in groups)])
-    for name in sorted(names, key=lambda name: name not in problem):
+) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+    """The options without one, and its name, where that makes the problem go away; first those that it names."""
+    groups = by_option(words)
+    for name in _named_first(dict.fromkeys([*config, *groups]), problem):
         fewer = {key: value for key, value in config.items() if key != name}
-        kept = [group for group in groups if group[0].lstrip("-").split("=", 1)[0] != name]
-        rest = [word for group in kept for word in group]
+        rest = [word for option, group in groups.items() if option != name for word in group]
         if _solves(fewer, rest, make_parser, problem):
-            yield fewer, rest
+            yield name, fewer, rest
 
 
-def _grouped(words: list[str]) -> list[list[str]]:
-    """The words of a command line, each option with its values."""
-    groups: list[list[str]] = []
+def by_option(words: Sequence[str]) -> dict[str, list[str]]:
+    """The words of a command line, each option with its values, by its name."""
+    groups: dict[str, list[str]] = {}
+    name = ""
     for word in words:
-        if word.startswith("--") or not groups:
-            groups.append([])
-        groups[-1].append(word)
+        if word.startswith("--"):
+            name = word.lstrip("-").split("=", 1)[0]
+        groups.setdefault(name, []).append(word)
     return groups
