@@ -115,6 +115,18 @@ REFUSED = {  # when the trainer is built, or the training starts
     "a schedule's option of a wrong type": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "a"}},
     "a schedule without options": {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"num_cycles": 1}},
     "a schedule that lacks an option": {"lr_scheduler_type": "warmup_stable_decay"},
+    "no such attention": {"attn_implementation": "nosuch"},
+    "no such attention, among the model's options": {"model_init_kwargs": {"attn_implementation": "nosuch"}},
+    "no such device": {"model_init_kwargs": {"device_map": "nosuch"}},
+    "a type that is none of weights": {"dtype": "int8"},
+    "no such type": {"dtype": "foo", "use_peft": True},
+    "no such type, among the model's options": {"model_init_kwargs": {"dtype": 5}},
+    "model options that are none": {"model_init_kwargs": "many"},
+    "kernels that are not installed": {"use_liger_kernel": True},
+    "workers that are kept, and none": {"dataloader_persistent_workers": True},
+    "batches by a length": {"train_sampling_strategy": "group_by_length"},
+    "batches of like length": {"train_sampling_strategy": "batch_rebalance"},
+    "no epochs": {"num_train_epochs": 0, "max_steps": -1},
     "a schedule that is not finite": {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": math.nan}},
 }
 
@@ -128,4 +140,6 @@ def test_what_is_refused_late_is_refused_by_training_and_dry_run(dry_run, tmp_pa
     said = " ".join(capfd.readouterr().err.split())
     assert problem[:60] in said, (problem, said)
     assert "Traceback" not in said
+    if "the trainer cannot be built" not in output:
+        assert "Loading weights" not in said
     assert not (tmp_path / "out").exists()

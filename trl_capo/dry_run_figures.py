@@ -1,31 +1,40 @@
 """The figures of a dry run: token lengths per group, steps and memory."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import psutil
 import torch
 from datasets import Dataset
-from peft import PeftConfig
-from transformers import PretrainedConfig
 from trl import ModelConfig
 
 from trl_capo.config import CAPOConfig
+from trl_capo.dry_run_model import Model
 from trl_capo.dry_run_report import Findings, memory_lines
-from trl_capo.groups import find_groups
 from trl_capo.launch import Processes
 from trl_capo.memory import ModelShape, Setting, model_shape
+from trl_capo.stand_in import DTYPES
 from trl_capo.token_lengths import ALL_PAIRS, measure_lengths
 
 
-def add_lengths(found: Findings, args: CAPOConfig, model_name: str, pairs: Dataset, tokenizer: Any) -> int | None:
+def add_lengths(
+    found: Findings,
+    args: CAPOConfig,
+    model_name: str,
+    pairs: Dataset,
+    groups: tuple[str | None, Sequence[str] | None],
+    tokenizer: Any,
+) -> int | None:
     """Measure the pairs in tokens, and leave out those that the training does; returns the length of the longest.
+
+    `groups` is as `find_groups` gives it.
 
     Raises:
         ValueError: a row cannot be tokenised, or no pair is left.
     """
-    column, labels = find_groups(pairs, args.group_column, "the training pairs")
+    column, labels = groups
     found.group_name, found.max_length = column or "group", args.max_length
     drops = args.truncation_mode == "keep_start"
     found.lengths = measure_lengths(pairs, labels, tokenizer, model_name, max_length=args.max_length, drops=drops)
@@ -55,23 +64,24 @@ def add_memory(
     args: CAPOConfig,
     model_args: ModelConfig,
     processes: Processes,
-    config: PretrainedConfig,
-    peft_config: PeftConfig | None,
+    model: Model,
     longest: int,
 ) -> None:
     """Estimate the memory, and hold it against this machine's; a model that the formula is not for is warned of.
+
+    `model` has a config.
 
     Raises:
         Exception: the adapter does not fit the model.
     """
     try:
-        shape: ModelShape = model_shape(config)
+        shape: ModelShape = model_shape(model.config)
     except Exception as error:  # a model with code of its own, or not of the kind that the formula is for
         found.warnings.append(f"the memory is not estimated: {type(error).__name__}: {error}")
         return
-    shape = shape if peft_config is None else model_shape(config, peft_config)
+    shape = shape if model.peft_config is None else model_shape(model.config, model.peft_config)
     gpu = torch.cuda.is_available() and not args.use_cpu
-    setting = replace(_setting(args, model_args, config, processes, longest), gpu=gpu or found.elsewhere)
+    setting = replace(_setting(args, model_args, model, processes, longest), gpu=gpu or found.elsewhere)
     device = None if found.elsewhere else _device_memory(gpu, processes.count)
     found.memory = memory_lines(shape, setting, device, found.warnings)
 
@@ -98,11 +108,9 @@ def steps_line(args: CAPOConfig, pairs: int, processes: int, *, sampled: bool) -
     )
 
 
-def _setting(
-    args: CAPOConfig, model_args: ModelConfig, config: PretrainedConfig, processes: Processes, longest: int
-) -> Setting:
-    name = (args.model_init_kwargs or {}).get("dtype", model_args.dtype)
-    dtype = config.dtype if name in ("auto", None) else getattr(torch, name)
+def _setting(args: CAPOConfig, model_args: ModelConfig, model: Model, processes: Processes, longest: int) -> Setting:
+    name = model.options.get("dtype")
+    dtype = getattr(torch, name) if name in DTYPES and name != "auto" else model.config.dtype
     weight_bytes = (dtype or torch.float32).itemsize
     bits = 8 if model_args.load_in_8bit else None
     if model_args.load_in_4bit:

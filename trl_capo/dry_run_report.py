@@ -1,7 +1,8 @@
 """What a dry run says, on one screen."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -11,6 +12,7 @@ from trl_capo.memory import GIB, ModelShape, Setting, estimate
 from trl_capo.plain import plain
 from trl_capo.text_table import text_table
 from trl_capo.token_lengths import Lengths, length_rows, length_warnings
+from trl_capo.train import MISTAKES
 
 WIDTH = 110
 TIGHT = 0.9
@@ -52,6 +54,14 @@ class Findings:
     lengths: dict[str, Lengths] = field(default_factory=dict)
     group_name: str = "group"
     max_length: int | None = None
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Within it, the mistakes that end a training before it begins become problems instead."""
+        try:
+            yield
+        except MISTAKES as error:
+            self.problems.append(str(error) or type(error).__name__)
 
 
 def settings_lines(parsed: Sequence[Any]) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_capo.answers import Answer, answer_start, near_tie, paired_columns, question
-from trl_capo.draws import Rate, flip_probabilities, row_rates, uniform_draws
+from trl_capo.draws import Rate, check_rate, flip_probabilities, row_rates, uniform_draws
 from trl_capo.noise_checks import IS_NOISY, checked_dataset, labels_for, row_labels, row_scores
 from trl_capo.row_changes import answer_columns, change_rows, swap_answers
 
@@ -54,18 +54,30 @@ def inject_noise(
     Raises:
         ValueError: something does not fit; the message names the option, its value, the reason and the remedy.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: there is no such noise. Choose one of {', '.join(map(repr, KINDS))}.")
+    refuse_noise(kind, rate, score_column)
     options = {"seed": seed, "group_column": group_column}
     if kind == "flip_ambiguous":
         return flip_ambiguous(dataset, rate, score_column=score_column, **options)
-    if score_column is not None:
-        raise ValueError(
+    inject = {"flip": flip_labels, "near_tie": replace_rejected, "wrong_language": wrong_language_chosen}
+    return inject[kind](dataset, rate, **options)
+
+
+def refuse_noise(kind: str, rate: Rate, score_column: str | None) -> None:
+    """Refuse what cannot be asked of `inject_noise`, whatever the data are; all problems in one ValueError."""
+    problems = []
+    if kind not in KINDS:
+        problems.append(f"kind={kind!r}: there is no such noise. Choose one of {', '.join(map(repr, KINDS))}.")
+    elif kind != "flip_ambiguous" and score_column is not None:
+        problems.append(
             f"score_column={score_column!r}: noise of the kind {kind!r} uses no scores. Leave it out, or choose "
             "'flip_ambiguous'."
         )
-    inject = {"flip": flip_labels, "near_tie": replace_rejected, "wrong_language": wrong_language_chosen}
-    return inject[kind](dataset, rate, **options)
+    try:
+        check_rate(rate)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def flip_labels(dataset: Dataset, rate: Rate, *, seed: int = 0, group_column: str | None = "auto") -> Dataset:

@@ -1,10 +1,10 @@
 """The data that a training's options name: loaded and split, with the noise that was asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from datasets import Dataset
 from trl import DatasetMixtureConfig, ScriptArguments
 
 from trl_capo.config import CAPOConfig
@@ -13,7 +13,7 @@ from trl_capo.data_files import first_problem
 from trl_capo.data_mixture import load_mixture, local_files
 from trl_capo.groups import find_groups
 from trl_capo.messages import get_logger
-from trl_capo.noise import IS_NOISY, inject_noise, noise_counts
+from trl_capo.noise import IS_NOISY, inject_noise, noise_counts, refuse_noise
 from trl_capo.noise_arguments import NoiseArguments
 from trl_capo.paths import find_path
 
@@ -44,8 +44,9 @@ def load_data(
     Raises:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
+    check_noise(noise_args)
     splits = load_splits(script_args, training_args, dataset_args)
-    train_dataset = training_split(splits, script_args, training_args, noise_args)
+    train_dataset = with_noise(training_split(splits, script_args), training_args, noise_args)
     return train_dataset, evaluation_split(splits, script_args, training_args)
 
 
@@ -64,17 +65,9 @@ def load_splits(
     raise ValueError("no data: give dataset_name (a hub name, folder or file) or a `datasets` mixture.")
 
 
-def training_split(
-    splits: Mapping[str, Any],
-    script_args: ScriptArguments,
-    training_args: CAPOConfig,
-    noise_args: NoiseArguments | None,
-) -> Any:
-    """The pairs to train on, with noise where it is asked for; errors as of `load_data`."""
-    dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split")
-    if noise_args is not None and noise_args.inject_noise is not None:
-        return _with_noise(dataset, noise_args, training_args.group_column)
-    return dataset
+def training_split(splits: Mapping[str, Any], script_args: ScriptArguments) -> Any:
+    """The pairs to train on; errors as of `load_data`."""
+    return select_split(splits, script_args.dataset_train_split, "dataset_train_split")
 
 
 def evaluation_split(splits: Mapping[str, Any], script_args: ScriptArguments, training_args: CAPOConfig) -> Any:
@@ -97,10 +90,19 @@ def stream_problem(script_args: ScriptArguments, dataset_args: DatasetMixtureCon
     return None if problem is None else f"{named} cannot be read: {problem}"
 
 
-def _with_noise(dataset: Dataset, args: NoiseArguments, group_column: str | None) -> Dataset:
-    """The training pairs with the noise that was asked for; says how many of each group were changed."""
-    asked = f"inject_noise={args.inject_noise!r}, inject_rate={args.inject_rate!r}, inject_seed={args.inject_seed}"
-    try:
+def check_noise(args: NoiseArguments | None) -> None:
+    """Refuse noise that could not be injected into any data; errors as of `load_data`."""
+    if args is not None and args.inject_noise is not None:
+        with _saying(args):
+            refuse_noise(args.inject_noise, args.inject_rate, args.inject_score_column)
+
+
+def with_noise(dataset: Any, training_args: CAPOConfig, args: NoiseArguments | None) -> Any:
+    """The training pairs with the noise that was asked for, if any; says how many of each group were changed."""
+    if args is None or args.inject_noise is None:
+        return dataset
+    group_column = training_args.group_column
+    with _saying(args):
         dataset = inject_noise(
             dataset,
             args.inject_noise,
@@ -109,13 +111,24 @@ def _with_noise(dataset: Dataset, args: NoiseArguments, group_column: str | None
             group_column=group_column,
             score_column=args.inject_score_column,
         )
-    except ValueError as error:
-        raise ValueError(f"{asked}: {error}") from error
     _, labels = find_groups(dataset, group_column, "the training pairs")
     counts = noise_counts(labels, dataset[IS_NOISY])
     per_group = ", ".join(f"{group} {noisy:,} of {pairs:,}" for group, (pairs, noisy) in counts.items())
     logger.warning(
-        f"{asked}: {sum(dataset[IS_NOISY]):,} of {len(dataset):,} training pairs were changed"
+        f"{_asked(args)}: {sum(dataset[IS_NOISY]):,} of {len(dataset):,} training pairs were changed"
         + (f" ({per_group})" if counts else "")
     )
     return dataset
+
+
+@contextmanager
+def _saying(args: NoiseArguments) -> Iterator[None]:
+    """Within it, errors say which noise was asked for."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{_asked(args)}: {error}") from error
+
+
+def _asked(args: NoiseArguments) -> str:
+    return f"inject_noise={args.inject_noise!r}, inject_rate={args.inject_rate!r}, inject_seed={args.inject_seed}"
