@@ -95,7 +95,7 @@ def test_launch_options_hide_no_others(dry_run):
     code, output = dry_run(words=["--foo", "1", "--num_processes", "x", "--accelerate_config", "/nope.yaml"])
     texts = ("unknown option --foo", "--num_processes/--num-processes: invalid int value: 'x'", NO_FILE, "3 problems")
     assert (code, [text for text in texts if text not in output]) == (1, []), output
-    code, output = dry_run(words=["--machine_rank", "x", "--num_processes", "3"])
+    code, output = dry_run(words=["--machine_rank", "x", "--num_processes", "3", "--multi_gpu"])
     assert (code, "3 processes" in output, "1 problem," in output) == (1, True, True), output
 
 

@@ -41,7 +41,7 @@ def single_process_warnings(processes: Processes) -> list[str]:
         return []
     return [
         f"num_processes={processes.asked}: on a CPU `accelerate launch` starts {processes.count} process, whose "
-        "batches are then all that a step trains on. For several, give --multi_gpu in the place of --cpu."
+        "batches are then all that a step trains on. For several, name their kind: --multi_gpu instead of --cpu."
     ]
 
 
