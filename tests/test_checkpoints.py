@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CPU_ARGUMENTS, logged
+from datasets import DatasetDict
 from test_modes import same, weights
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import get_last_checkpoint
@@ -159,6 +160,17 @@ def test_a_checkpoint_is_not_whole_while_it_is_written_again(output, make_args, 
         trainer.train()
     assert "trainer_state.json" in find_fault(output / "checkpoint-2")
     assert choose_checkpoint(True, str(output)) == str(output / "checkpoint-1")
+
+
+def test_a_metric_to_choose_by_that_no_evaluation_has_is_named_at_the_first(model_dir, pairs, tmp_path, capfd):
+    DatasetDict(train=pairs, test=pairs.select(range(4))).save_to_disk(tmp_path / "data")
+    best = {"save_strategy": "best", "metric_for_best_model": "nosuch", "eval_strategy": "steps", "eval_steps": 1}
+    options = {"model_name_or_path": model_dir, "dataset_name": str(tmp_path / "data"), "output_dir": str(tmp_path)}
+    words = [word for key, value in (CPU_ARGUMENTS | best | options).items() for word in (f"--{key}", str(value))]
+    assert main(words) == 1
+    said = capfd.readouterr().err
+    assert all(name in said for name in ("trl-capo train: error: ", "'eval_nosuch'", "eval_rewards/accuracies"))
+    assert "Traceback" not in said
 
 
 def test_a_reference_that_follows_the_policy_goes_on_from_where_it_was(make_args, model_dir, pairs):

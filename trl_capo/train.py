@@ -170,8 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NonFiniteLoss as error:
         _say(error)
         return 1
-    except Exception:
-        problem = stream_problem(parsed[0], parsed[3])
+    except Exception as error:
+        names_no_metric = isinstance(error, KeyError) and "metric_for_best_model" in str(error)
+        problem = error.args[0] if names_no_metric else stream_problem(parsed[0], parsed[3])
         if problem is None:
             raise
         print_error("trl-capo train", ValueError(problem))  # of the process that read it
