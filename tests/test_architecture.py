@@ -28,7 +28,7 @@ LAYERS = [
         "report",
         "token_lengths",
     ],
-    ["verdicts", "cleaning"],
+    ["audit.texts", "verdicts", "cleaning"],
     ["trainer"],
     [
         "study.files",
@@ -46,7 +46,6 @@ LAYERS = [
         "audit.mixture",
         "audit.scores",
         "audit.judgement",
-        "audit.texts",
         "audit.source",
         "audit.page",
     ],

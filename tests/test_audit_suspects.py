@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from audit_data import make_log, row, two_kinds
+from conftest import as_conversation
 from datasets import Dataset
 
 from trl_capo.audit.dynamics import read_dynamics
@@ -16,6 +17,7 @@ from trl_capo.audit.plots import plot_audit
 from trl_capo.audit.report import report
 from trl_capo.audit.suspects import SCHEMA, Ranking, cell, write_suspects
 from trl_capo.audit.texts import flatten
+from trl_capo.pair_log import fingerprint
 from trl_capo.verdicts import read_suspects
 
 ODD = ["=1+1", 'a,b\n"c"', "مرحبا بك", "日本\u2028語", "\x07bell\x00", "<script>alert(1)</script>", "| a | *b* | `c`"]
@@ -30,7 +32,7 @@ def make_ranking(folder, size: int = 90, names=("de", "sw", "日本"), texts: bo
         for epoch in range(3)
         for pair in range(1, size)
     ]
-    data = [
+    lines = [
         {
             "prompt": ODD[i % 7],
             "chosen": f"{ODD[(i + 1) % 7]} {i}",
@@ -40,8 +42,9 @@ def make_ranking(folder, size: int = 90, names=("de", "sw", "日本"), texts: bo
         }
         for i, w in enumerate(wrong.tolist())
     ]
-    pairs = read_dynamics(make_log(folder, rows, size))
-    return Ranking(pairs, judge(pairs), Dataset.from_list(data) if texts else None), wrong[1:]
+    data = Dataset.from_list(lines)
+    pairs = read_dynamics(make_log(folder, rows, size, fingerprint=fingerprint(data)))
+    return Ranking(pairs, judge(pairs), data if texts else None), wrong[1:]
 
 
 @pytest.fixture
@@ -85,12 +88,22 @@ def test_three_files_say_the_same(ranking, tmp_path):
 def test_each_file_is_known_again_as_one_of_its_data(ranking, tmp_path, ending):
     """Also the CSV, in which formulas are quoted and control characters escaped, in texts and in ids."""
     data = ranking.data.map(lambda row: {"id": f"-{row['id']}", "chosen": f"{row['chosen']}\r\n\t- x"})
-    ranking = replace(ranking, data=data)
-    worst = write_suspects(ranking, 10, tmp_path)
-    found = read_suspects(str(tmp_path / f"suspects.{ending}"), data)
-    assert list(found)[:10] == [row["pair"] for row in worst]
-    with pytest.raises(ValueError, match="another id or chosen answer than the data"):
-        read_suspects(str(tmp_path / f"suspects.{ending}"), data.select([*range(1, 90), 0]))
+    for rows in (data, data.map(as_conversation)):
+        ranking = replace(ranking, data=rows, pairs=replace(ranking.pairs, fingerprint=fingerprint(rows)))
+        worst = write_suspects(ranking, 10, tmp_path)
+        found = read_suspects(str(tmp_path / f"suspects.{ending}"), rows)
+        assert list(found)[:10] == [row["pair"] for row in worst]
+        with pytest.raises(ValueError, match="are not those that the data have in these rows"):
+            read_suspects(str(tmp_path / f"suspects.{ending}"), rows.select([*range(1, 90), 0]))
+
+
+def test_suspects_without_texts_are_known_by_their_fingerprint(tmp_path):
+    """Of a log that does not name its data, and whose audit is not told of them."""
+    data = make_ranking(tmp_path / "log")[0].data
+    write_suspects(make_ranking(tmp_path / "other", texts=False)[0], 10, tmp_path)
+    assert len(read_suspects(str(tmp_path / "suspects.parquet"), data)) == 89
+    with pytest.raises(ValueError, match="89 of its pairs are not those that the data have in these rows"):
+        read_suspects(str(tmp_path / "suspects.parquet"), data.select(range(89, -1, -1)))
 
 
 @pytest.mark.parametrize("start", "=+-@＝＋－＠")

@@ -126,6 +126,7 @@ MISTAKES = [
     ({"suspects": "suspects.parquet", "drop_above": "high"}, ["drop_above", "high"]),
     ({"suspects": "decisions.jsonl", "drop_above": "0.5"}, ["line 1: it has no 'score'"]),
     ({"decisions": "suspects.parquet"}, ["must end in .jsonl"]),
+    ({"decisions": "empty.jsonl"}, ["decisions='empty.jsonl': there are no decisions in it"]),
     ({"decisions": "missing.jsonl"}, ["decisions='missing.jsonl': there is no such file"]),
     ({"decisions": "decisions.jsonl", "dataset_name": "other.jsonl"}, ["4 of its lines were decided on other data"]),
     ({"decisions": "decisions.jsonl", "dataset_split": "test"}, ["dataset_split='test'"]),
@@ -140,6 +141,7 @@ def test_mistakes_are_one_message_and_write_nothing(place, clean, monkeypatch, o
     monkeypatch.chdir(place)
     make_pairs(9).select(range(1, 9)).to_json("other.jsonl", force_ascii=False)
     os.mkdir("taken")
+    (place / "empty.jsonl").touch()
     (place / "taken" / "precious").write_text("mine")
     before = sorted(place.rglob("*"))
     code, output, errors = clean(**options)

@@ -36,7 +36,6 @@ def test_the_last_decision_on_a_pair_counts(write):
     )
     expected = {4: Decision("keep", None), 1: Decision("flip", "لا"), 5: Decision("drop", None)}
     assert read_decisions(name, PAIRS) == expected
-    assert read_decisions(write(""), PAIRS) == {}
     assert read_decisions(write("\ufeff" + json.dumps(decision(2))), PAIRS) == {2: Decision("flip", None)}
 
 
@@ -127,16 +126,52 @@ def test_a_bad_suspect_is_named(write, line, said):
     assert f"suspects.jsonl': line 2: {said}" in str(error.value)
 
 
+@pytest.mark.parametrize("read", [read_decisions, read_suspects])
+def test_a_file_that_says_nothing_is_refused(write, read):
+    option = read.__name__.removeprefix("read_")
+    for text in ("", "\n \n"):
+        with pytest.raises(ValueError, match=f"there are no {option} in it"):
+            read(write(text, name="nothing.jsonl"), PAIRS)
+
+
 def test_suspects_of_other_data_are_refused(write):
     """By their ids, or by their texts; spaces, which formats treat in their own ways, are no difference."""
     spaced = suspect(1, 0.5, chosen=PAIRS[1]["chosen"].replace(" ", " \r\n") + "\n")
     assert set(read_suspects(write(spaced, name="s.jsonl"), PAIRS)) == {1}
     for strange in ({"id": "pair-7"}, {"id": None, "chosen": PAIRS[1]["rejected"]}):
         name = write(suspect(0, 0.5), suspect(1, 0.5, **strange), name="s.jsonl")
-        with pytest.raises(ValueError, match=r"1 of its pairs have another id or chosen answer .*\(line 2\)"):
+        with pytest.raises(ValueError, match=r"1 of its pairs are not those that the data have .*\(line 2\)"):
             read_suspects(name, PAIRS)
-    name = write(suspect(0, 0.5, chosen="assistant: ja"), name="s.jsonl")
-    assert set(read_suspects(name, PAIRS.map(as_conversation))) == {0}
+
+
+def flipped(row: dict) -> dict:
+    return {"chosen": row["rejected"], "rejected": row["chosen"]}
+
+
+@pytest.mark.parametrize("form", ["text", "messages"])
+@pytest.mark.parametrize("tells", [("fingerprint",), ("chosen",), ("rejected", "id")], ids=str)
+def test_suspects_are_held_against_the_pairs_their_order_and_their_labels(write, form, tells):
+    """By each thing that a file may tell alone; where it tells none, there is nothing to hold against."""
+    data = PAIRS if form == "text" else PAIRS.map(as_conversation)
+    before = "" if form == "text" else "assistant:\n"
+    known = [{name: f"{before}{row[name]}" for name in ("chosen", "rejected")} | {"id": row["id"]} for row in PAIRS]
+    lines = [row | {"fingerprint": fingerprint(data)} for row in known]
+    lines = [{"pair": pair, "score": 0.5} | {name: lines[pair][name] for name in tells} for pair in range(6)]
+    name = write(*lines, name="suspects.jsonl")
+    assert set(read_suspects(name, data)) == set(range(6))
+    for others in (data.select(range(5, -1, -1)), data.map(flipped)):
+        with pytest.raises(ValueError, match="6 of its pairs are not those that the data have in these rows"):
+            read_suspects(name, others)
+        assert len(read_suspects(write({"pair": 0, "score": 0.5}, name="bare.jsonl"), others)) == 1
+
+
+def test_messages_may_stand_in_a_file_as_they_do_in_the_data(tmp_path):
+    """A data set to which somebody added scores."""
+    data = PAIRS.map(as_conversation)
+    data.add_column("pair", range(6)).add_column("score", [0.5] * 6).to_parquet(tmp_path / "scored.parquet")
+    assert len(read_suspects(str(tmp_path / "scored.parquet"), data)) == 6
+    with pytest.raises(ValueError, match="6 of its pairs"):
+        read_suspects(str(tmp_path / "scored.parquet"), data.map(flipped))
 
 
 def test_files_that_are_not_there_or_of_another_kind_are_refused(tmp_path, write):

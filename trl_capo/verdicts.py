@@ -1,7 +1,8 @@
 """What is known of the labels of a data set's pairs: decisions made by hand, and scores of an audit, read from files.
 
-Both name pairs by their row, so each is held against the data: decisions carry the data's fingerprint, suspects its
-texts. Everything that is wrong with a file comes in one error, with the lines.
+Both name pairs by their row, so each is held against the data: by the data's fingerprint, and suspects by their id and
+texts, too, with which a table that was edited tells what it is of. Everything that is wrong with a file comes in one
+error, with the lines.
 """
 
 import csv
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from trl_capo.audit.texts import TEXTS, in_words
 from trl_capo.data_files import line_problem
 from trl_capo.pair_log import fingerprint
 from trl_capo.paths import find_path
@@ -43,7 +45,7 @@ def read_decisions(name: str, dataset: Dataset) -> dict[int, Decision]:
     """The decisions in a JSONL file, by the pair's row; the last one on a pair counts.
 
     Raises:
-        ValueError, OSError: the file cannot be read, or is of other data.
+        ValueError, OSError: the file cannot be read, has no decision, or is of other data.
     """
     own, found, problems, strange = fingerprint(dataset), {}, [], 0
     for line, entry in _read(name, "decisions", (".jsonl",)):
@@ -58,7 +60,7 @@ def read_decisions(name: str, dataset: Dataset) -> dict[int, Decision]:
             f"{strange:,} of its lines were decided on other data: their fingerprint is not that of the data set "
             f"({own[:12]}...): give the data set that was audited"
         )
-    _refuse("decisions", name, problems)
+    _refuse("decisions", name, problems, found)
     return found
 
 
@@ -66,16 +68,16 @@ def read_suspects(name: str, dataset: Dataset) -> dict[int, Suspect]:
     """The suspects of an audit by the pair's row, the likeliest to be wrong first.
 
     Args:
-        name: of a .parquet, .csv or .jsonl file with `pair` and `score`; where it has them, `id`, `chosen` and
-            `reasons` are used too.
-        dataset: the pairs that were audited.
+        name: of a .parquet, .csv or .jsonl file with `pair` and `score`. Where it has them, `fingerprint`, `id`,
+            `prompt`, `chosen` and `rejected` must be those of the data, and `reasons` are used too.
+        dataset: the pairs that were audited, in the order and with the labels that they had.
 
     Raises:
-        ValueError, OSError: the file cannot be read, or is of other data.
+        ValueError, OSError: the file cannot be read, has no suspect, or is of other data.
     """
     found, problems, strange = {}, [], []
-    columns = [column for column in ("id", "chosen") if column in dataset.column_names]
-    rows = dataset.with_format(None).select_columns(columns)
+    columns = [column for column in ("id", *TEXTS) if column in dataset.column_names]
+    own, rows = fingerprint(dataset), dataset.with_format(None).select_columns(columns)
     for line, entry in _read(name, "suspects", (".parquet", ".csv", ".jsonl")):
         fault = entry if isinstance(entry, str) else _suspect_fault(entry, len(dataset), found)
         if fault:
@@ -83,14 +85,14 @@ def read_suspects(name: str, dataset: Dataset) -> dict[int, Suspect]:
             continue
         pair, reasons = int(entry["pair"]), entry.get("reasons") or []
         found[pair] = Suspect(float(entry["score"]), reasons if isinstance(reasons, list) else [reasons])
-        if _differ(entry, rows[pair]):
+        if _differs(entry, rows[pair], own):
             strange.append(f"line {line}")
     if strange:
         problems.append(
-            f"{len(strange):,} of its pairs have another id or chosen answer than the data ({first_few(strange)}): "
-            "give the data set that was audited"
+            f"{len(strange):,} of its pairs are not those that the data have in these rows, or have other labels "
+            f"({first_few(strange)}): give the data set that was audited, in its order and with the labels that it had"
         )
-    _refuse("suspects", name, problems)
+    _refuse("suspects", name, problems, found)
     return dict(sorted(found.items(), key=lambda item: -item[1].score))
 
 
@@ -124,12 +126,13 @@ def _suspect_fault(entry: Mapping[str, Any], rows: int, before: Mapping[int, Sus
     return None if 0 <= score <= 1 else f"score={score}: it lies in [0, 1]"  # which NaN does not
 
 
-def _differ(entry: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    """Whether a suspect is another pair than the row, as far as its id and its chosen text tell; spaces may differ."""
-    same_id = entry.get("id") is None or row.get("id") is None or _same(str(entry["id"]), str(row["id"]))
-    texts = [entry.get("chosen"), row["chosen"]]
-    compared = all(isinstance(text, str) for text in texts)  # messages are written in a form of their own
-    return not same_id or (compared and not _same(*texts))
+def _differs(entry: Mapping[str, Any], row: Mapping[str, Any], own: str) -> bool:
+    """Whether a suspect is of another pair than the row, or of other data, as far as it tells; spaces may differ."""
+    for name, text in (in_words(row) | {"fingerprint": own}).items():
+        told = entry.get(name)
+        if None not in (told, text) and told != row.get(name) and not _same(str(told), text):
+            return True
+    return False
 
 
 def _same(told: str, text: str) -> bool:
@@ -137,7 +140,9 @@ def _same(told: str, text: str) -> bool:
     return told.split() in (text.split(), cell(text).split())
 
 
-def _refuse(option: str, name: str, problems: list[str]) -> None:
+def _refuse(option: str, name: str, problems: list[str], found: Mapping[int, Any]) -> None:
+    if not found and not problems:
+        problems = [f"there are no {option} in it"]
     if problems:
         more = f"; and {len(problems) - _MOST_PROBLEMS:,} more" if len(problems) > _MOST_PROBLEMS else ""
         raise ValueError(f"{option}={name!r}: " + "; ".join(problems[:_MOST_PROBLEMS]) + f"{more}.")

@@ -24,6 +24,7 @@ class Dynamics:
 
     Parameters:
         total: pairs of the data, seen or not.
+        fingerprint: of the data.
         labels: names of the groups.
         training_rates: the noise rate of every group as the training had estimated it when its first epoch ended, and
             of pairs without a group under None; empty where it was a fixed number.
@@ -39,6 +40,7 @@ class Dynamics:
     """
 
     total: int
+    fingerprint: str
     labels: list[str]
     training_rates: dict[str | None, float]
     pair: np.ndarray
@@ -101,6 +103,7 @@ def read_dynamics(log: Log) -> Dynamics:
     del found["last_epoch"]
     return Dynamics(
         total,
+        log.info.fingerprint,
         list(labels),
         {names[code]: rate for code, rate in rates.items()} if len(spread) > 1 else {},
         seen,

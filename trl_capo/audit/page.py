@@ -34,6 +34,7 @@ def write_page(
         suspects: the rows to show, worst first, as in docs/audit.md; a number that is not finite counts as missing.
         title: stands at the top.
         fingerprint: of the data set; stands in every decision, and decisions are kept and imported under it alone.
+            In the page it stands once, and not in every suspect.
         group_name: what a group is, such as `language`.
         counts: group -> pairs of it in the whole data set; None where there are no groups.
     """
@@ -42,7 +43,9 @@ def write_page(
         "fingerprint": fingerprint,
         "groupName": group_name,
         "counts": counts,
-        "suspects": [{name: _finite(value) for name, value in suspect.items()} for suspect in suspects],
+        "suspects": [
+            {name: _finite(value) for name, value in suspect.items() if name != "fingerprint"} for suspect in suspects
+        ],
     }
     style, script = _template("page.css"), "".join(map(_template, SCRIPTS))
     parts = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}

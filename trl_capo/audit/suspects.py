@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from trl_capo.audit.dynamics import Dynamics
 from trl_capo.audit.judgement import Judgement, suggestions
-from trl_capo.audit.texts import TEXTS, flatten
+from trl_capo.audit.texts import TEXTS, in_words
 from trl_capo.tables import cell
 
 _NUMBERS = ("first_confidence", "final_confidence", "mean_confidence", "variability", "area_under_margin")
@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         *((name, pa.float32()) for name in _NUMBERS),
         ("forgetting", pa.int32()),
         ("epochs", pa.int32()),
+        ("fingerprint", pa.string()),
     ]
 )
 _CHUNK = 4096
@@ -75,6 +76,7 @@ class Ranking:
                 "area_under_margin": float(pairs.mean_margin[place]),
                 "forgetting": int(pairs.forgetting[place]),
                 "epochs": int(pairs.epochs[place]),
+                "fingerprint": pairs.fingerprint,
             }
 
     def _texts(self, numbers: np.ndarray) -> Iterator[dict[str, str | None]]:
@@ -84,8 +86,7 @@ class Ranking:
             return
         columns = [name for name in (*TEXTS, "id") if name in self.data.column_names]
         for row in self.data.select_columns(columns).with_format(None).select(numbers):
-            name = row.get("id")
-            yield {text: flatten(row.get(text)) for text in TEXTS} | {"id": None if name is None else str(name)}
+            yield in_words(row)
 
     def reasons(self, place: int) -> list[str]:
         """What speaks for and against the label of the pair at that place, in words."""
