@@ -111,10 +111,23 @@ def test_logs_beside_each_other_have_audits_of_their_own(tmp_path):
     assert "# Audit of first\n" in (tmp_path / "logs" / "first-audit" / "report.md").read_text(encoding="utf-8")
 
 
-def test_a_log_that_begins_late_is_said_to(tmp_path):
-    make_log(tmp_path / "pair_log", [row(pair, 1, pair - 3.0, step=6) for pair in range(8)], 8)
-    audit(tmp_path)
-    assert "The log begins with step 6." in (tmp_path / "audit" / "report.md").read_text(encoding="utf-8")
+def test_a_log_that_lacks_steps_is_said_to(tmp_path, call):
+    rows = [row(pair, 1, pair - 3.0, step=6 + 3 * pair) for pair in range(7)]
+    make_log(tmp_path / "pair_log", rows, 7, shard=2)  # steps 6 to 9, 12 to 15, 18 to 21, 24
+    code, output, _ = call(tmp_path)
+    assert code == 0
+    for text in (output, (tmp_path / "audit" / "report.md").read_text(encoding="utf-8")):
+        assert "The log begins with step 6." in text
+        assert "The log lacks steps 10 to 11, 16 to 17, 22 to 23: files are gone, or nothing was logged then." in text
+    next((tmp_path / "pair_log").glob("steps-00000012*")).unlink()
+    assert "The log lacks steps 10 to 17, 22 to 23:" in call(tmp_path)[1]
+
+
+def test_a_whole_log_lacks_nothing(run, tmp_path, call):
+    code, output, _ = call(run, "--output_dir", tmp_path / "audit")
+    assert code == 0
+    for text in (output, (tmp_path / "audit" / "report.md").read_text(encoding="utf-8")):
+        assert "The log" not in text
 
 
 def test_a_column_is_noisy_that_says_neither_true_nor_false_is_no_truth(tmp_path):

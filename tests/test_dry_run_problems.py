@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from audit_data import make_log, row
 from conftest import make_pairs
 from dry_run_fixtures import runner, without_weights  # noqa: F401
 
 from trl_capo import cli, train
+from trl_capo.pair_log import fingerprint
 
 BROKEN_CONFIG = {"noise_rate": 0.7, "loss_type": "hinge"}
 
@@ -57,6 +59,16 @@ UNREADABLE = {
     "neither true nor false": (["--dry_run", "perhaps"], ["--dry_run"]),
     "a word": (["--seed", "1", "word"], ["unknown option word"]),
 }
+
+
+def test_the_log_of_other_pairs_is_a_problem(dry_run, tmp_path):
+    make_log(tmp_path / "out" / "pair_log", [row(0, 0, 1.0)], 24)
+    code, output = dry_run(pair_log=True)
+    assert code == 1
+    assert "out/pair_log': the folder holds the log of a training on other pairs" in output
+    make_log(tmp_path / "own", [row(0, 0, 1.0)], 24, fingerprint=fingerprint(make_pairs()))
+    code, output = dry_run(pair_log=str(tmp_path / "own"))
+    assert code == 0, output
 
 
 @pytest.mark.parametrize("name", UNREADABLE)

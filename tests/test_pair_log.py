@@ -149,15 +149,55 @@ def test_what_is_no_log_or_has_no_rows_is_refused(folder, tmp_path):
 
 
 def test_a_folder_with_other_files_or_of_other_pairs_is_refused(folder):
-    check_folder(folder.parent / "none yet", INFO, resuming=True)
-    check_folder(folder, LogInfo(24, "other"), resuming=False)
-    with pytest.raises(ValueError, match="the log so far is of other pairs"):
-        PairLog(folder, LogInfo(24, "other"), 3)
+    """Whether the training goes on or starts; but a log without a step has nothing that could be lost."""
+    PairLog(folder.parent / "no step yet", LogInfo(24, "other"))
+    others = LogInfo(24, "other")
+    for resuming in (False, True):
+        check_folder(folder.parent / "none yet", INFO, resuming=resuming)
+        check_folder(folder.parent / "no step yet", INFO, resuming=resuming)
+        with pytest.raises(
+            ValueError, match=r"pair_log='.*log': .* on other pairs. Train on the same data, give anoth"
+        ):
+            check_folder(folder, others, resuming=resuming)
+        with pytest.raises(ValueError, match="on other pairs"):
+            PairLog(folder, others, 3 * resuming)
+    assert read(folder) == rows_of_steps(*range(1, 10))
     (folder / "model.safetensors").write_text("precious")
     for resuming in (False, True):
         with pytest.raises(ValueError, match=r"the folder holds something else \(model.safetensors\)"):
             check_folder(folder, INFO, resuming=resuming)
     assert json.loads((folder / "log.json").read_text())["fingerprint"] == "abc"
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (0, "replacing the log of an earlier training on the same pairs."),
+        (8, None),
+        (9, None),
+        (12, "the training goes on from step 12, and the log ends with step 9."),
+    ],
+)
+def test_what_is_lost_or_missing_is_warned_of(folder, caplog, step, said):
+    PairLog(folder, INFO, step)
+    assert [said in record.message for record in caplog.records] == ([True] if said else [])
+
+
+def test_a_new_log_is_warned_of_where_it_begins_late(tmp_path, caplog):
+    PairLog(tmp_path / "new", INFO)
+    assert not caplog.records
+    PairLog(tmp_path / "late", INFO, 4)
+    assert "goes on from step 4, and the log ends with step 0" in caplog.text
+
+
+def test_steps_that_are_missing_between_shards_are_known(folder):
+    assert read_log(folder).gaps == []
+    PairLog(folder, INFO, 9).write(table(11, 12))
+    PairLog(folder, INFO, 12).write(table(15))
+    (folder / "steps-00000004-00000006.parquet").unlink()
+    assert read_log(folder).gaps == [(4, 6), (10, 10), (13, 14)]
+    (folder / "steps-00000001-00000003.parquet").unlink()
+    assert (read_log(folder).first_step, read_log(folder).gaps) == (7, [(10, 10), (13, 14)])
 
 
 def turn(value):

@@ -110,13 +110,38 @@ def test_a_training_that_goes_on_from_an_older_checkpoint_has_every_row_once(
     assert train(model_dir, args, pairs, f"{args.output_dir}/checkpoint-2") == whole[:20]
 
 
-def test_a_training_that_starts_anew_replaces_the_log(model_dir, pairs, make_args):
+def test_a_training_that_starts_anew_replaces_its_own_log_and_no_other(model_dir, pairs, make_args, caplog):
+    """Other pairs are refused before a model is loaded, and nothing is lost."""
     args = make_args(pair_log=True, max_steps=3)
-    train(model_dir, args, pairs)
+    before = train(model_dir, args, pairs)
+    assert "pair_log=" not in caplog.text
+    with pytest.raises(
+        ValueError, match=r"the log of a training on other pairs\. Train on the same data, give another"
+    ):
+        CAPOTrainer("no/model", args=args, train_dataset=pairs.select(range(8)))
+    assert rows_of(Path(args.output_dir, "pair_log")) == before
     args.max_steps = 2
-    rows = train(model_dir, args, pairs.select(range(8)))
-    assert [row["step"] for row in rows] == [1] * 4 + [2] * 4
-    assert read_log(Path(args.output_dir, "pair_log")).info == LogInfo(8, fingerprint(pairs.select(range(8))))
+    assert [row["step"] for row in train(model_dir, args, pairs)] == [1] * 4 + [2] * 4
+    assert caplog.text.count("replacing the log of an earlier training on the same pairs") == 1
+    assert read_log(Path(args.output_dir, "pair_log")).info == LogInfo(24, fingerprint(pairs))
+
+
+class ReadLog(TrainerCallback):
+    """The steps in the log whenever a checkpoint was saved."""
+
+    def __init__(self) -> None:
+        self.steps: list[set[int]] = []
+
+    def on_save(self, args, state, control, **kwargs):
+        self.steps.append({row["step"] for row in rows_of(Path(args.output_dir, "pair_log"))})
+
+
+def test_the_log_has_every_step_before_a_checkpoint_when_it_is_saved(model_dir, pairs, make_args):
+    """Whoever is killed after it goes on from there; far fewer rows wait than the buffer holds."""
+    args = make_args(pair_log=True, max_steps=5, save_strategy="steps", save_steps=2)
+    saved = ReadLog()
+    CAPOTrainer(model_dir, args=args, train_dataset=pairs, callbacks=[saved]).train()
+    assert saved.steps[:2] == [{1, 2}, {1, 2, 3, 4}]
 
 
 @pytest.mark.parametrize(
@@ -146,16 +171,26 @@ def test_a_log_that_cannot_be_is_refused_before_a_model_is_loaded(pairs, make_ar
         CAPOTrainer("no/model", args=make_args(pair_log=True), train_dataset=pairs.to_iterable_dataset())
 
 
+def test_a_training_goes_on_without_its_log_with_a_warning(model_dir, pairs, make_args, caplog):
+    """Stopped, gone on with a while without the option, then with it."""
+    args = make_args(pair_log=True, max_steps=2, save_strategy="steps", save_steps=2)
+    train(model_dir, args, pairs)
+    args.max_steps, args.pair_log = 4, None
+    CAPOTrainer(model_dir, args=args, train_dataset=pairs).train(resume_from_checkpoint=True)
+    args.max_steps, args.pair_log = 6, True
+    assert "pair_log=" not in caplog.text
+    rows = train(model_dir, args, pairs, True)
+    assert {row["step"] for row in rows} == {1, 2, 5, 6}
+    assert "the training goes on from step 4, and the log ends with step 2." in caplog.text
+    assert read_log(Path(args.output_dir, "pair_log")).gaps == [(3, 4)]
+
+
 def test_a_training_on_other_data_does_not_go_on_with_the_log(model_dir, pairs, make_args):
-    """As an option before a model is loaded; as an argument of `train`, before a step."""
     args = make_args(pair_log=True, save_strategy="steps", save_steps=2)
     before = train(model_dir, args, pairs)
     others = make_pairs().select(range(1, 24))
-    trainer = CAPOTrainer(model_dir, args=args, train_dataset=others)
-    with pytest.raises(ValueError, match="the training goes on, but the log so far is of other pairs"):
-        trainer.train(resume_from_checkpoint=True)
     args.resume_from_checkpoint = f"{args.output_dir}/checkpoint-2"
-    with pytest.raises(ValueError, match="the training goes on, but the log so far is of other pairs"):
+    with pytest.raises(ValueError, match="holds the log of a training on other pairs"):
         CAPOTrainer("no/model", args=args, train_dataset=others)
     folder = Path(args.output_dir, "pair_log")
     assert rows_of(folder) == before

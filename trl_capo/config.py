@@ -68,7 +68,7 @@ class CAPOConfig(DPOConfig):
         pair_log (`bool` or `str`, *optional*):
             Log every pair of every training step, for `trl-capo audit`: `True` into the folder `pair_log` of
             `output_dir`, or into the folder of that name. A training that is resumed goes on with the log, one that
-            starts anew replaces it. See docs/audit.md.
+            starts anew replaces that of the same pairs. See docs/audit.md.
 
     Raises:
         ValueError: options that cannot be used together, or a value out of its range. One message names them all.

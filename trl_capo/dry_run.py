@@ -23,7 +23,7 @@ from trl_capo.dry_run_report import Findings, report, settings_lines
 from trl_capo.launch import Processes, read_launch, single_process_warnings
 from trl_capo.lenient import UncheckedConfig, Usable, by_option, leave_out, mend, parse_usable
 from trl_capo.models import refusing
-from trl_capo.pair_logger import pair_log_folder
+from trl_capo.pair_logger import check_pair_log
 from trl_capo.paths import output_folder
 from trl_capo.precision import bfloat16_warnings
 from trl_capo.rehearsal import IMAGES, unrehearsed_problems
@@ -63,9 +63,11 @@ def _check(found: Findings, usable: Usable) -> None:
     found.warnings += bfloat16_warnings(on_cpu=on_cpu, bf16=args.bf16, dtype=model_args.dtype)
     processes = _check_words(found, usable.from_yaml + usable.from_argv)
     data = check_data(found, usable)
-    for look in (check_resume, lambda args: output_folder(args.output_dir), pair_log_folder):
+    for look in (check_resume, lambda args: output_folder(args.output_dir)):
         with found.collecting():
             look(args)
+    with found.collecting():
+        check_pair_log(args, data.trained_on)
     model = check_model(found, usable)
     found.problems += unrehearsed_problems(args, model_args, data.train)
     adapter_fits = _check_training(found, args, model_args, processes, data, model)

@@ -31,11 +31,13 @@ class Data:
 
     Args:
         train: the data set or stream.
+        trained_on: the same, with noise, if nothing is wrong with it.
         pairs: those of its rows that can be used, with noise; of a stream the first.
         groups: of the pairs, as `find_groups` gives them.
     """
 
     train: Any = None
+    trained_on: Any = None
     pairs: Dataset | None = None
     groups: tuple[str | None, Sequence[str] | None] = (None, None)
 
@@ -52,7 +54,7 @@ def check_data(found: Findings, usable: Usable) -> Data:
         found.warnings += refuse_unusable(check, train_dataset=train, eval_dataset=evaluation)
     if isinstance(train, IterableDataset) and args.max_steps <= 0:
         found.problems.append("max_steps: a stream has no known length, so say how many steps to train.")
-    data = Data(train, _in_memory(found, usable, train))
+    data = Data(train, pairs=_in_memory(found, usable, train))
     if data.pairs is None:
         return data
     rows = usable_rows(data.pairs)
@@ -60,8 +62,8 @@ def check_data(found: Findings, usable: Usable) -> Data:
         data.groups = find_groups(rows or data.pairs, args.group_column, "the training pairs")
     if len(found.problems) == told:  # so that noise only says what nothing else has
         with found.collecting():
-            noisy = with_noise(train, args, noise_args)
-            rows = noisy if isinstance(noisy, Dataset) else rows
+            data.trained_on = with_noise(train, args, noise_args)
+            rows = data.trained_on if isinstance(data.trained_on, Dataset) else rows
     found.warnings += repeat_warnings(rows)
     found.pairs = len(rows)
     data.pairs = rows or None

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from trl_capo.messages import get_logger
 from trl_capo.plain import first_few
+
+logger = get_logger(__name__)
 
 FORMAT = 2
 INFO = "log.json"
@@ -42,6 +46,7 @@ SCHEMA = pa.schema(
     ]
 )
 _SHARD = re.compile(r"steps-(\d+)-(\d+)\.parquet")
+_ANEW = "Without the folder, the log starts anew."
 _UNFINISHED = re.compile(rf"({_SHARD.pattern}|{re.escape(INFO)})\.part")
 
 
@@ -71,7 +76,7 @@ def fingerprint(rows: Dataset) -> str:
 
 
 class PairLog:
-    """A log to be written, by one process.
+    """A log to be written, by one process; of an earlier one that it replaces or that lacks steps it warns.
 
     Args:
         folder: of the log; made if there is none.
@@ -86,6 +91,7 @@ class PairLog:
         check_folder(folder, info, resuming=step > 0)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        _tell(folder, step)
         for shard in reversed(_shards(folder)):  # the last first: killed on its way, it leaves no gap
             if _steps(shard)[1] > step:
                 _cut(shard, step)
@@ -115,6 +121,12 @@ class Log:
     def first_step(self) -> int:
         """Of what is logged: later than 1 where logging began with a training that went on from a checkpoint."""
         return _steps(self.shards[0])[0]
+
+    @property
+    def gaps(self) -> list[tuple[int, int]]:
+        """First and last step of every stretch that is missing between two shards."""
+        ends = pairwise(map(_steps, self.shards))
+        return [(last + 1, first - 1) for (_, last), (first, _) in ends if first > last + 1]
 
     def batches(self, columns: Sequence[str] | None = None, rows: int = 65536) -> Iterator[pa.RecordBatch]:
         """The rows in the order of their steps, at most so many at a time.
@@ -146,7 +158,7 @@ def read_log(folder: Path) -> Log:
 
 
 def check_folder(folder: Path, info: LogInfo, *, resuming: bool) -> None:
-    """Refuse to write a log into a folder with other files, or to go on with one that is damaged or of other pairs.
+    """Refuse to write into a folder with other files or the log of other pairs, or to go on with one that is damaged.
 
     Raises:
         ValueError: the message is for the user.
@@ -157,13 +169,26 @@ def check_folder(folder: Path, info: LogInfo, *, resuming: bool) -> None:
         raise ValueError(
             f"pair_log={str(folder)!r}: the folder holds something else ({first_few(others)}). Give another one."
         )
-    if not (resuming and (folder / INFO).is_file()):
-        return
-    _refuse_damaged(_shards(folder))
-    if _read_info(folder).fingerprint != info.fingerprint:
+    shards = _shards(folder)
+    if resuming:
+        _refuse_damaged(shards)
+    if shards and (folder / INFO).is_file() and _read_info(folder).fingerprint != info.fingerprint:
         raise ValueError(
-            f"pair_log={str(folder)!r}: the training goes on, but the log so far is of other pairs. Go on with the "
-            "same data, or give another folder."
+            f"pair_log={str(folder)!r}: the folder holds the log of a training on other pairs. Train on the same "
+            "data, give another folder, or remove that one."
+        )
+
+
+def _tell(folder: Path, step: int) -> None:
+    """Warn of what a training that starts (step 0), or goes on from a step, replaces in a log or finds missing."""
+    shards = _shards(folder)
+    last = _steps(shards[-1])[1] if shards else 0
+    if shards and step == 0:
+        logger.warning(f"pair_log={str(folder)!r}: replacing the log of an earlier training on the same pairs.")
+    elif last < step:
+        logger.warning(
+            f"pair_log={str(folder)!r}: the training goes on from step {step:,}, and the log ends with step {last:,}. "
+            "What an audit says will be without the steps between."
         )
 
 
@@ -174,7 +199,7 @@ def _read_info(folder: Path) -> LogInfo:
             raise ValueError("it was written by another version")
         return LogInfo(**content)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ValueError(f"{str(folder / INFO)!r} cannot be read ({error}).") from error
+        raise ValueError(f"{str(folder / INFO)!r} cannot be read ({error}). {_ANEW}") from error
 
 
 def _refuse_damaged(shards: list[Path]) -> None:
@@ -183,10 +208,7 @@ def _refuse_damaged(shards: list[Path]) -> None:
             if not pq.read_schema(shard).equals(SCHEMA):
                 raise ValueError("it has other columns")
         except (ValueError, OSError) as error:
-            raise ValueError(
-                f"{str(shard)!r} is damaged, or no shard of a pair log ({error}). Without the folder, the log starts "
-                "anew."
-            ) from error
+            raise ValueError(f"{str(shard)!r} is damaged, or no shard of a pair log ({error}). {_ANEW}") from error
 
 
 def _apart(shards: list[Path]) -> list[Path]:

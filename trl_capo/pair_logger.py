@@ -103,11 +103,11 @@ def pair_log_folder(args: CAPOConfig) -> Path | None:
     return folder
 
 
-def make_pair_logger(args: CAPOConfig, pairs: Dataset | IterableDataset | None, index: PairIndex) -> PairLogger | None:
-    """What logs a training on the pairs, if it is asked for.
+def check_pair_log(args: CAPOConfig, pairs: Dataset | IterableDataset | None) -> tuple[Path, LogInfo] | None:
+    """Where a training on the pairs is logged, and what the log is of; None if it is not logged.
 
     Raises:
-        ValueError: they are a stream, or the folder cannot be used.
+        ValueError: they are a stream, or the folder cannot be used or holds the log of other pairs.
     """
     folder = pair_log_folder(args)
     if folder is None or pairs is None:
@@ -116,7 +116,13 @@ def make_pair_logger(args: CAPOConfig, pairs: Dataset | IterableDataset | None, 
         raise ValueError(f"pair_log={args.pair_log!r}: the rows of a stream have no numbers to log. Leave it out.")
     info = LogInfo(len(pairs), fingerprint(pairs))
     check_folder(folder, info, resuming=bool(args.resume_from_checkpoint))
-    return PairLogger(folder, info, index)
+    return folder, info
+
+
+def make_pair_logger(args: CAPOConfig, pairs: Dataset | IterableDataset | None, index: PairIndex) -> PairLogger | None:
+    """What logs a training on the pairs, if it is asked for; raises as `check_pair_log`."""
+    found = check_pair_log(args, pairs)
+    return None if found is None else PairLogger(*found, index)
 
 
 def _table(numbers: np.ndarray, values: np.ndarray, labels: list[str]) -> pa.Table:

@@ -15,7 +15,16 @@ from trl_capo.audit.judgement import EVIDENCE, judge
 from trl_capo.audit.page import write_page
 from trl_capo.audit.plots import plot_audit
 from trl_capo.audit.report import rate_table, report
-from trl_capo.audit.source import FOLDER, check_data, cleaning_commands, find_data, find_log, find_names, find_truth
+from trl_capo.audit.source import (
+    FOLDER,
+    check_data,
+    cleaning_commands,
+    find_data,
+    find_log,
+    find_names,
+    find_truth,
+    log_remarks,
+)
 from trl_capo.audit.suspects import Ranking, write_suspects
 from trl_capo.pair_log import Log
 from trl_capo.paths import output_folder
@@ -33,12 +42,14 @@ class Audit:
         rates: what the report's table of noise rates says: headings, a row for every group, one for all pairs.
         wrong: (N,) which of the ranked pairs have a wrong label, where the data say so (`is_noisy`, true or false).
         folder: where the files are.
+        remarks: what the log lacks.
     """
 
     ranking: Ranking
     rates: list[list[str]]
     wrong: np.ndarray | None
     folder: Path
+    remarks: list[str]
 
 
 def audit(
@@ -91,7 +102,7 @@ def audit(
     commands = cleaning_commands(log, given, put_noise, folder / "suspects.parquet")
     told = {"group_name": group_name, "top": top, "used": used, "title": title, "commands": commands}
     _write(ranking, wrong, log, told, folder)
-    return Audit(ranking, rate_table(ranking, wrong, group_name), wrong, folder)
+    return Audit(ranking, rate_table(ranking, wrong, group_name), wrong, folder, log_remarks(log))
 
 
 def _check_output(folder: Path) -> Path:
@@ -135,12 +146,7 @@ def _write(ranking: Ranking, wrong: np.ndarray | None, log: Log, told: Mapping[s
             counts=counts or None,
         )
         plots, remarks = plot_audit(ranking, true, made)
-        if log.first_step > 1:
-            remarks.append(
-                f"The log begins with step {log.first_step:,}. What it says of first sight, before the model had "
-                "learned from a pair, is that only of pairs that were not trained on in earlier steps."
-            )
-        text = report(ranking, wrong, **told, plots=plots, remarks=remarks)
+        text = report(ranking, wrong, **told, plots=plots, remarks=[*log_remarks(log), *remarks])
         (made / "report.md").write_text(text, encoding="utf-8")
         for name in FILES:
             (folder / name).unlink(missing_ok=True)

@@ -67,6 +67,8 @@ def _say(found: Audit) -> None:
     pairs = found.ranking.pairs
     if pairs.total > len(pairs.pair):
         print(f"{pairs.total - len(pairs.pair):,} of {pairs.total:,} pairs were never seen and are not ranked.")
+    for remark in found.remarks:
+        print(remark)
     if found.ranking.data is None:
         print("The log does not name its data set, so the files have no texts. Give --dataset_name.")
     print(plain(f"Report: {found.folder / 'report.md'}"))

@@ -110,7 +110,8 @@ def _counts(ranking: Ranking) -> list[str]:
     if unseen:
         lines += [
             "",
-            f"{count_pairs(unseen)} of the data never seen, so not ranked: dropped as too long, or not reached.",
+            f"{count_pairs(unseen)} of the data never seen, so not ranked: dropped as too long, not reached, or not "
+            "logged.",
         ]
     return lines
 
