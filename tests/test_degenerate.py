@@ -15,6 +15,7 @@ SIGNS = {
     "contradicted": ({"capo/contradicted": 0.95}, "95% of the last 64 pairs are contradicted"),
     "given up": ({"capo/scale": 0.05}, "mean scale of the last 64 pairs is 0.050"),
     "certain": ({"capo/confidence": 0.999}, "confidence in the last 64 labels is 0.9990 at a noise rate of 0.20"),
+    "no weight": ({"capo/weight": 0.0}, "the last 64 pairs all have the weight 0"),
     "falling": ({"rewards/chosen": -10.0, "rewards/rejected": -20.0}, "-10.0 for chosen and -20.0 for rejected"),
 }
 NEARLY = [
@@ -23,6 +24,7 @@ NEARLY = [
     {"capo/confidence": 0.998},
     {"capo/confidence": 1.0, "capo/noise_rate": 0.04},  # a small rate: sure from the beginning
     {"capo/confidence": 1.0, "capo/scale": 1.0, "capo/noise_rate": 0.0},  # DPO
+    {"capo/weight": 1e-6},
     {"rewards/chosen": -9.9, "rewards/rejected": -10.0},
     {"rewards/chosen": -10.0, "rewards/rejected": -21.0},  # the rejected ones fall much faster
     {"rewards/chosen": -12.0, "rewards/rejected": -2.0},  # contradicted, not together

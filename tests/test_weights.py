@@ -203,23 +203,32 @@ def test_weights_stay_with_their_pairs_when_pairs_are_dropped_and_shuffled(model
 
 
 def test_bad_weights_are_refused_in_one_error_before_a_model_is_loaded(pairs, make_args):
-    bad = [None, -1.0, float("nan"), float("inf"), 1e39, -0.5]
-    data = pairs.add_column("weight", bad + [1.0] * 18)
+    bad = [None, -1.0, float("nan"), float("inf"), 1e38, -0.5, 1e6, 1000001.0]
+    data = pairs.add_column("weight", bad + [1.0] * 16)
     with pytest.raises(ValueError, match="cannot be used") as error:
         CAPOTrainer("no/such-model", args=make_args(), train_dataset=data, eval_dataset={"one": data})
     for name in ("train_dataset", "eval_dataset['one']"):
         for fault in (
             "weight is null in 1 of 24 rows (row 0)",
             "weight is negative in 2 of 24 rows (row 1, 5)",
-            "weight is not finite in 3 of 24 rows (row 2, 3, 4)",
+            "weight is not finite in 2 of 24 rows (row 2, 3)",
+            "weight is more than 1,000,000 in 2 of 24 rows (row 4, 7)",
         ):
-            assert f"- {name}: {fault}. Give numbers from 0, or rename the column." in str(error.value)
+            assert f"- {name}: {fault}. Give numbers from 0 to 1,000,000, or rename the column." in str(error.value)
 
 
 @pytest.mark.parametrize(("values", "fault"), [(["1"], "is str, not a number"), ([True], "is bool"), ([0], "is 0 in")])
 def test_what_is_no_weight_is_refused(pairs, make_args, values, fault):
     with pytest.raises(ValueError, match=f"train_dataset: weight {fault}"):
         CAPOTrainer("no/such-model", args=make_args(), train_dataset=weighted(pairs, values))
+
+
+def test_a_stream_whose_weights_are_all_0_is_warned_of(model_dir, make_args, caplog):
+    rows = [row | {"weight": 0.0} for row in make_pairs(64)]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    args = make_args(per_device_train_batch_size=32, max_steps=2)
+    CAPOTrainer(model_dir, args=args, train_dataset=stream).train()
+    assert caplog.text.count("the last 64 pairs all have the weight 0: nothing is learned from them") == 1
 
 
 @pytest.mark.parametrize("options", [{"loss_type": ["ipo"]}, {"use_weighting": True}], ids=str)

@@ -68,6 +68,11 @@ def _signs(means: Mapping[str, float], pairs: int) -> dict[str, str]:
             "scales are at their maximum and tell no pair from another. The model may have learned flipped labels by "
             "heart: train for fewer epochs, lower the learning rate, or set a higher beta or confidence_temperature."
         )
+    if means.get("capo/weight") == 0:
+        found["no weight"] = (
+            f"the last {pairs:,} pairs all have the weight 0: nothing is learned from them. Look at the data's column "
+            "`weight`."
+        )
     if chosen <= FALLEN and rejected <= FALLEN and chosen <= rejected / 2:
         found["falling"] = (
             f"over the last {pairs:,} pairs the mean rewards are {chosen:.1f} for chosen and {rejected:.1f} for "

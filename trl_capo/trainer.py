@@ -38,7 +38,7 @@ class CAPOTrainer(ResumableDPOTrainer):
     `mean_i s_i * -log sigmoid(rho_i)` (docs/method.md, eq. 5) in place of the "sigmoid" term of `loss_type`; other
     terms, the MoE auxiliary loss and TRL's metrics stay as they are. Where the data, to train on or to evaluate on,
     have a column `weight`, it is `mean_i w_i s_i * -log sigmoid(rho_i)`, still a mean over the pairs, not over the sum
-    of the weights. A weight is a finite number from 0; a pair of weight 0 says nothing of the noise rate.
+    of the weights. A weight is a number from 0 to 1e6; a pair of weight 0 says nothing of the noise rate.
 
     Logged beside TRL's metrics, in training and evaluation:
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-import torch
 from datasets import Dataset, IterableDataset
 
 from trl_capo.config import CAPOConfig, sigmoid_weight
@@ -18,7 +17,9 @@ from trl_capo.data import STREAM_ROWS, in_rows
 from trl_capo.groups import column_names
 
 WEIGHT = "weight"
-_REMEDY = "Give numbers from 0, or rename the column."
+LARGEST = 1e6
+"""Far above it sums of weights and of losses leave the range of float32."""
+_REMEDY = f"Give numbers from 0 to {LARGEST:,.0f}, or rename the column."
 
 
 def weight_problems(args: CAPOConfig | None, dataset: Dataset | IterableDataset) -> list[str]:
@@ -67,6 +68,8 @@ def _fault(value: Any) -> str | None:
         return "is null"
     if not isinstance(value, Real) or isinstance(value, bool):
         return f"is {type(value).__name__}, not a number,"
-    if math.isnan(value) or abs(value) > torch.finfo(torch.float32).max:
+    if not math.isfinite(value):
         return "is not finite"
+    if value > LARGEST:
+        return f"is more than {LARGEST:,.0f}"
     return "is negative" if value < 0 else None
