@@ -1,6 +1,7 @@
 """The ranking and its files: the order, the reasons, and text that stays text in every format."""
 
 import csv
+import io
 import json
 from dataclasses import replace
 
@@ -107,16 +108,34 @@ def test_suspects_without_texts_are_known_by_their_fingerprint(tmp_path):
 
 
 @pytest.mark.parametrize("start", "=+-@＝＋－＠")
-@pytest.mark.parametrize("before", ["", " ", "\n", "\u3000"])
+@pytest.mark.parametrize("before", ["", " ", "\n", "\u3000", "a;", "a; ", "a\n"])
 def test_no_cell_is_a_formula(before, start):
-    assert cell(f"{before}{start}cmd|' /C calc'!A0") == f"'{before}{start}cmd|' /C calc'!A0"
+    assert cell(f"{before}{start}cmd|' /C calc'!A0") == f"{before}'{start}cmd|' /C calc'!A0"
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_no_cell_is_a_formula_whatever_a_spreadsheet_separates_by(ranking, tmp_path, separator):
+    """One with another reads what lies between quotes as cells and lines; one with several heeds the quotes."""
+    data = ranking.data.map(lambda row: {"chosen": "foo;=1+1;\n=2+2;\n;\t@x,=3", "prompt": '"; =4",=5'})
+    write_suspects(replace(ranking, data=data), 3, tmp_path)
+    text = (tmp_path / "suspects.csv").read_bytes().decode("utf-8-sig")
+    cells = [cell for line in csv.reader(io.StringIO(text, newline=""), delimiter=separator) for cell in line]
+    assert not [cell for cell in cells if cell.lstrip()[:1] in tuple("=@")]
+    assert text.startswith('"pair","id"')
 
 
 def test_cells_keep_what_is_harmless():
-    assert cell("a\nb = c") == "a\nb = c"
+    assert cell("a\nb = c; d") == "a\nb = c; d"
+    assert cell("a\r\nb") == "a\nb"
     assert cell("a\tb\x00\x1b[2J") == "a\\tb\\x00\\x1b[2J"
+    assert cell("می\u200cخواهم \u200fא") == "می\u200cخواهم \u200fא"
     assert cell(-1.5) == -1.5
     assert cell(None) is None
+
+
+@pytest.mark.parametrize("code", [*range(0x202A, 0x202F), *range(0x2066, 0x206A)], ids=hex)
+def test_cells_show_turns_of_the_reading_direction(code):
+    assert cell(f"a{chr(code)}b\nc") == f"a\\u{code:04x}b\nc"
 
 
 def test_reasons_of_pairs_worked_by_hand(tmp_path):
@@ -175,6 +194,14 @@ def test_a_report_shows_text_as_text(ranking):
     blocks = [line for line in text.split("\n") if line.startswith("<blockquote>")]
     assert len(blocks) == 3 * 20
     assert all(line.endswith("</blockquote>") for line in blocks)  # so that Markdown means nothing within
+
+
+def test_a_report_shows_lines_however_they_end(ranking):
+    options = {"title": "run", "used": {}, "group_name": "group", "top": 1, "plots": {}, "remarks": [], "commands": []}
+    data = ranking.data.map(lambda row: {"chosen": "one\r\ntwo\rthree\nfour\r\n"})
+    text = report(replace(ranking, data=data), None, **options)
+    said = "".join(f'<div dir="auto">{line}</div>' for line in ("one", "two", "three", "four", "&nbsp;"))
+    assert text.count(f"<blockquote>{said}</blockquote>") == 20
 
 
 def test_a_report_says_where_its_rates_come_from(ranking):

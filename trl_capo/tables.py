@@ -1,7 +1,7 @@
 """The tables and remarks of an evaluation, as text: what the terminal and report.md show of its figures."""
 
 import itertools
-import unicodedata
+import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any, NamedTuple
@@ -10,7 +10,8 @@ from trl_capo.fonts import one_line
 from trl_capo.plots import MEASURES
 from trl_capo.statistics import ALL_PAIRS, MACRO, WORST
 
-_FORMULA = "=+-@＝＋－＠"
+_FORMULA = re.compile(r"(^|[;\n])(\s*)(?=[-=+@＝＋－＠])")
+"""Where a formula may begin: also behind what ends a cell for a spreadsheet that separates them by semicolons."""
 
 
 class Table(NamedTuple):
@@ -142,12 +143,10 @@ def notes(figures: dict[str, Any]) -> list[str]:
 
 
 def cell(value: Any) -> Any:
-    """A value as a spreadsheet takes it for what it is: text never as a formula, control characters as escapes."""
+    """A value as a spreadsheet takes it for what it is: text never as a formula, unseen characters as escapes."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = "; ".join(value)
     if not isinstance(value, str):
         return value
-    text = "".join(
-        repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" and letter != "\n" else letter for letter in value
-    )
-    return f"'{text}" if text.lstrip().startswith(tuple(_FORMULA)) else text
+    text = "\n".join(map(one_line, value.replace("\r\n", "\n").split("\n")))
+    return _FORMULA.sub(r"\1\2'", text)

@@ -1,6 +1,7 @@
 """The report of an audit, as Markdown: counts, noise rates, the worst pairs to read, and how to go on."""
 
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -147,7 +148,9 @@ def _suspect(row: Mapping[str, Any], ranking: Ranking) -> list[str]:
 def _passage(role: str, text: str) -> str:
     """A message as HTML of one line, in which Markdown means nothing; every line of it has its own direction."""
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
-    said = "".join(f'<div dir="auto">{html.escape(one_line(line)) or "&nbsp;"}</div>' for line in text.split("\n"))
+    said = "".join(
+        f'<div dir="auto">{html.escape(one_line(line)) or "&nbsp;"}</div>' for line in re.split("\r\n?|\n", text)
+    )
     return f"<blockquote>{f'<em>{html.escape(one_line(role))}</em>' if role else ''}{said}</blockquote>\n"
 
 

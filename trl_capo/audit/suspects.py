@@ -122,7 +122,7 @@ def write_suspects(ranking: Ranking, top: int, folder: Path) -> list[dict[str, A
         file.writelines(_json_line(row) for row in worst)
     # With a byte order mark, by which spreadsheets know UTF-8.
     with (folder / "suspects.csv").open("w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, SCHEMA.names)
+        writer = csv.DictWriter(file, SCHEMA.names, quoting=csv.QUOTE_ALL)
         writer.writeheader()
         writer.writerows({name: cell(value) for name, value in row.items()} for row in worst)
     return worst
