@@ -21,7 +21,7 @@ def random_rows(generator: np.random.Generator, total: int, epochs: int) -> list
     for epoch in range(epochs):
         chosen = generator.permutation(total)[: generator.integers(1, total + 1)]
         for pair in [*chosen.tolist(), *chosen[: len(chosen) // 4].tolist()]:
-            margin = float(np.float32(generator.normal() * 3)) if generator.random() > 0.05 else math.nan
+            margin = generator.choice([float(np.float32(generator.normal() * 3)), 0.0, math.nan], p=[0.85, 0.1, 0.05])
             values = {"group": GROUPS[pair % 3], "group_noise_rate": float(np.float32(generator.random()))}
             rows.append(row(pair, epoch, margin, reference_margin=float(pair), **values))
     return rows
@@ -58,7 +58,8 @@ def test_dynamics_are_those_of_a_loop_over_the_rows(tmp_path, seed):
         assert (pairs.first_confidence[place], pairs.final_confidence[place]) == (confidences[0], confidences[-1])
         assert pairs.mean_confidence[place] == pytest.approx(confidences.mean())
         assert pairs.variability[place] == pytest.approx(confidences.std(), abs=1e-7)
-        assert pairs.disagreements[place] == sum(margin <= 0 for margin in margins)
+        assert pairs.agreements[place] == sum(margin > 0 for margin in margins)
+        assert pairs.disagreements[place] == sum(margin < 0 for margin in margins)
         forgotten = sum(before > 0 >= after for before, after in zip(margins, margins[1:], strict=False))
         assert pairs.forgetting[place] == forgotten
         assert pairs.reference_margin[place] == number

@@ -96,6 +96,14 @@ def test_errors_of_small_groups_reach_what_is_true_of_them(size):
         assert (errors[1:] > 10 / 11 * np.sqrt(found[1:] * (1 - found[1:]))).all()
 
 
+def test_the_share_of_all_groups_that_is_added_is_ten_pairs():
+    """Two values far apart, so that rates are shares: 30 of 100 and 1 of 4 are wrong, 31 of 104 of both together."""
+    margins = np.repeat([-5.0, 5.0, -5.0, 5.0], [30, 70, 1, 3])
+    found, _ = noise_rates(margins, np.repeat([0, 1], [100, 4]), 2)
+    shared = 10 * 31 / 104
+    assert found == pytest.approx([(30 + shared) / 110, (1 + shared) / 14], abs=1e-6)
+
+
 def test_log_odds_fall_with_the_margin_within_a_group_and_average_to_its_rate():
     generator = np.random.default_rng(5)
     margins, wrong = two_kinds(generator, 4000, 0.3)

@@ -157,6 +157,27 @@ def test_reasons_of_pairs_worked_by_hand(tmp_path):
     assert {found["pair"]: found["prompt"] for found in ranking.rows()} == dict.fromkeys(range(4))
 
 
+@pytest.mark.parametrize(
+    ("margins", "expected"),
+    [
+        ([0.0, -1.0, -2.0], ["the model preferred the rejected answer in 2 of 3 passes (mean margin -1.00)"]),
+        ([0.0, 1.0, 2.0], ["the model preferred the chosen answer in 2 of 3 passes (mean margin +1.00)"]),
+        ([0.0, 0.0, 0.0], ["the model preferred neither answer in all 3 passes (mean margin +0.00)"]),
+        ([0.0], ["before it learned from the pair, the model preferred neither answer (margin +0.00)"]),
+        ([-1.0], ["before it learned from the pair, the model preferred the rejected answer (margin -1.00)"]),
+        ([-1.0, 0.0], ["the model preferred the rejected answer in 1 of 2 passes (mean margin -0.50)", "it did so"]),
+    ],
+    ids=str,
+)
+def test_a_tie_prefers_nothing(tmp_path, margins, expected):
+    """As every pair of a first step is one: the policy is its reference there."""
+    rows = [row(0, epoch, margin) for epoch, margin in enumerate(margins)]
+    pairs = read_dynamics(make_log(tmp_path, rows, 1))
+    reasons = Ranking(pairs, judge(pairs), None).reasons(0)
+    assert len(reasons) == len(expected)
+    assert all(reason.startswith(start) for reason, start in zip(reasons, expected, strict=True))
+
+
 def test_the_trainings_rate_is_not_that_of_another_group_of_the_same_name(ranking):
     """'de' is all pairs of 'de' and some of 'sw', which then is the rest of it."""
     names = ranking.pairs.group_names()

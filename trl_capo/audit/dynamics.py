@@ -34,8 +34,9 @@ class Dynamics:
         first_margin, final_margin, mean_margin: (N,) relative rewards: before the model learned from the pair, at
             last, and the mean over the passes, which is the area under the margin.
         first_confidence, final_confidence, mean_confidence, variability: (N,) likewise, and the standard deviation.
-        disagreements: (N,) passes in which the model preferred the rejected answer or none.
-        forgetting: (N,) passes that disagree right after one that agreed.
+        agreements, disagreements: (N,) passes in which the model preferred the chosen answer, and the rejected one; in
+            the first step it mostly prefers neither, being its reference still.
+        forgetting: (N,) passes that do not agree right after one that did.
         reference_margin: (N,) the reference's log-probability of chosen less that of rejected, in nats.
     """
 
@@ -53,6 +54,7 @@ class Dynamics:
     final_confidence: np.ndarray
     mean_confidence: np.ndarray
     variability: np.ndarray
+    agreements: np.ndarray
     disagreements: np.ndarray
     forgetting: np.ndarray
     reference_margin: np.ndarray
@@ -79,7 +81,7 @@ def read_dynamics(log: Log) -> Dynamics:
     """
     total = log.info.pairs
     kept = {name: np.zeros(total, np.float32 if name.startswith(("first", "final")) else float) for name in _FLOATS}
-    kept |= {name: np.zeros(total, np.int32) for name in ("epochs", "disagreements", "forgetting")}
+    kept |= {name: np.zeros(total, np.int32) for name in ("epochs", "agreements", "disagreements", "forgetting")}
     kept |= {"last_epoch": np.full(total, -1, np.int16), "group": np.full(total, -1, np.int32)}
     labels: dict[str, int] = {}
     rates, spread, believes_all = {}, set(), None
@@ -151,7 +153,8 @@ def _add(rows: Mapping[str, np.ndarray], kept: dict[str, np.ndarray]) -> None:
     kept["first_margin"][new], kept["first_confidence"][new] = margin[is_new], confidence[is_new]
     kept["group"][new], kept["reference_margin"][new] = rows["group"][is_new], rows["reference_margin"][is_new]
     kept["forgetting"][pair] += ~is_new & (kept["final_margin"][pair] > 0) & (margin <= 0)
-    kept["disagreements"][pair] += margin <= 0
+    kept["agreements"][pair] += margin > 0
+    kept["disagreements"][pair] += margin < 0
     kept["final_margin"][pair], kept["final_confidence"][pair] = margin, confidence
     kept["margin_sum"][pair] += margin
     kept["confidence_sum"][pair] += confidence

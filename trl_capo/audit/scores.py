@@ -34,8 +34,7 @@ def area_under_margin(pairs: Dynamics) -> np.ndarray:
 
 def forgetting_events(pairs: Dynamics) -> np.ndarray:
     """Toneva et al. 2019 (arXiv 1812.05159); a pair that was never learned counts as more than any other."""
-    never = pairs.disagreements == pairs.epochs
-    return np.where(never, pairs.epochs.max(), pairs.forgetting).astype(float)
+    return np.where(pairs.agreements == 0, pairs.epochs.max(), pairs.forgetting).astype(float)
 
 
 def reference_prefers_rejected(pairs: Dynamics) -> np.ndarray:

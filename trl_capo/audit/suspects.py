@@ -91,17 +91,19 @@ class Ranking:
     def reasons(self, place: int) -> list[str]:
         """What speaks for and against the label of the pair at that place, in words."""
         pairs, judgement = self.pairs, self.judgement
-        passes, against = int(pairs.epochs[place]), int(pairs.disagreements[place])
         mean, first = float(pairs.mean_margin[place]), float(pairs.first_margin[place])
-        side, found = "rejected" if against else "chosen", []
+        passes, against = int(pairs.epochs[place]), int(pairs.disagreements[place])
+        preferred = [("the rejected answer", against), ("the chosen answer", int(pairs.agreements[place]))]
+        side, count = next((found for found in preferred if found[1]), ("neither answer", passes))
+        found = []
         if passes == 1:
-            found.append(f"before it learned from the pair, the model preferred the {side} one (margin {first:+.2f})")
+            found.append(f"before it learned from the pair, the model preferred {side} (margin {first:+.2f})")
         else:
-            times = f"in all {passes} passes" if against in (0, passes) else f"in {against} of {passes} passes"
-            found.append(f"the model preferred the {side} answer {times} (mean margin {mean:+.2f})")
-            if against and first <= 0:
+            times = f"in all {passes} passes" if count == passes else f"in {count} of {passes} passes"
+            found.append(f"the model preferred {side} {times} (mean margin {mean:+.2f})")
+            if against and first < 0:
                 found.append(f"it did so before it had learned from the pair (margin {first:+.2f})")
-            elif against:
+            elif against and first > 0:
                 found.append(f"before it had learned from the pair it preferred the chosen one (margin {first:+.2f})")
         if pairs.forgetting[place]:
             count = int(pairs.forgetting[place])
