@@ -69,6 +69,8 @@ def test_the_log_of_other_pairs_is_a_problem(dry_run, tmp_path):
     make_log(tmp_path / "own", [row(0, 0, 1.0)], 24, fingerprint=fingerprint(make_pairs()))
     code, output = dry_run(pair_log=str(tmp_path / "own"))
     assert code == 0, output
+    code, output = dry_run(pair_log=str(tmp_path / "own"), inject_noise="flip", inject_rate=0.5)
+    assert (code, "log of a training on other pairs" in output) == (1, True), output
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
