@@ -186,6 +186,16 @@ def test_a_reference_that_follows_the_policy_goes_on_from_where_it_was(make_args
     assert not same(weights(whole.ref_model), weights(whole.model))
 
 
+def test_a_checkpoint_without_the_reference_that_moves_is_gone_on_from_with_a_warning(
+    output, make_args, model_dir, pairs, caplog
+):
+    args = make_args(max_steps=3, output_dir=str(output), sync_ref_model=True, ref_model_sync_steps=1)
+    trainer = CAPOTrainer(model_dir, args=args, train_dataset=pairs)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    assert caplog.text.count("checkpoint-2 does not hold the reference") == 1
+
+
 def test_a_checkpoint_of_dpo_trainer_can_be_gone_on_from(make_args, model_dir, pairs):
     args = make_args(DPOConfig, **SAVING)
     DPOTrainer(model_dir, args=args, train_dataset=pairs).train()

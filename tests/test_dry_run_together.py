@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_pairs
 from dry_run_fixtures import runner, without_weights  # noqa: F401
 
@@ -97,6 +98,15 @@ def test_launch_options_hide_no_others(dry_run):
     assert (code, [text for text in texts if text not in output]) == (1, []), output
     code, output = dry_run(words=["--machine_rank", "x", "--num_processes", "3", "--multi_gpu"])
     assert (code, "3 processes" in output, "1 problem," in output) == (1, True, True), output
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
+def test_a_mixture_for_another_machine_with_options_of_its_gpu(dry_run, tmp_path):
+    """Options are parsed several times for it, which changes a mixture's own."""
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    mixture = [{"path": "json", "data_files": str(tmp_path / "mixed.jsonl"), "split": "train"}]
+    code, output = dry_run(datasets=mixture, dataset_name=None, use_cpu=None, bf16=True, tf32=True)
+    assert (code, "0 problems, 1 warning." in output, "optimiser steps" in output) == (0, True, True), output
 
 
 def test_data_to_evaluate_on_are_looked_at(dry_run, tmp_path):

@@ -56,6 +56,14 @@ def test_without_a_gpu_the_kind_must_be_named(words, tmp_path, monkeypatch):
     assert len(single_process_warnings(found)) == (asked > count)
 
 
+def test_what_accelerate_config_wrote_counts_unless_the_cpu_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "default_config.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 4\n")
+    monkeypatch.setattr("trl_capo.launch.DEFAULT", str(tmp_path / "default_config.yaml"))
+    assert read_launch([]) == read_launch([], gpu=False) == Processes(4, "ddp")
+    assert read_launch(["--num_processes", "2"]) == Processes(2, "ddp")
+    assert read_launch(["--cpu"]) == Processes(1, "none")
+
+
 def test_a_file_that_is_not_yaml_is_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1\n")
     with pytest.raises(ValueError, match="bad.yaml"):

@@ -45,7 +45,7 @@ def handled():
     [
         ("on_train_begin", 0, 1, "no"),
         ("on_substep_end", 2, 3, "steps"),
-        ("on_step_end", 3, 5, "best"),  # at step 4 Transformers decides by the evaluation alone
+        ("on_step_end", 3, 4, "best"),  # where Transformers decides by the evaluation, which is no better
         ("on_evaluate", 4, 5, "epoch"),
     ],
 )
@@ -78,6 +78,17 @@ def _timeless(entry: dict) -> dict:
     return {key: value for key, value in entry.items() if not key.endswith(("runtime", "per_second"))}
 
 
+def test_what_is_saved_of_the_model_alone_otherwise_is_gone_on_from(make_args, model_dir, pairs, handled):
+    args = make_args(**OPTIONS, save_only_model=True, save_strategy="steps", save_steps=3)
+    stopped, resumed, whole = (CAPOTrainer(model_dir, args=args, train_dataset=pairs) for _ in range(3))
+    stopped.add_callback(Terminate("on_substep_end", 2))
+    with pytest.raises(SystemExit):
+        stopped.train()
+    resumed.train(resume_from_checkpoint=str(Path(args.output_dir, "checkpoint-3")))
+    whole.train()
+    assert same(weights(resumed.model), weights(whole.model))
+
+
 @pytest.mark.parametrize("strategy", ["no", "steps"])
 @pytest.mark.parametrize("event", ["on_step_end", "on_evaluate", "on_train_end"])
 def test_after_the_last_step_it_is_saved_and_resuming_trains_no_further(
@@ -96,7 +107,13 @@ def test_after_the_last_step_it_is_saved_and_resuming_trains_no_further(
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 3
     assert same(weights(trainer.model), weights(resumed.model))
-    assert [path.name for path in Path(args.output_dir).glob("checkpoint-*")] == ["checkpoint-3"]
+    (saved,) = Path(args.output_dir).glob("checkpoint-*")
+    assert saved.name == "checkpoint-3"
+    before = (saved / "capo_state.json").read_bytes()
+    again = CAPOTrainer(model_dir, **data, callbacks=[Terminate("on_train_end", 3)])
+    with pytest.raises(SystemExit):
+        again.train(resume_from_checkpoint=True)
+    assert (saved / "capo_state.json").read_bytes() == before
 
 
 def test_a_failed_training_leaves_the_signal_as_it_was(make_args, model_dir, pairs, handled):

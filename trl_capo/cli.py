@@ -87,8 +87,9 @@ def _launch(command: str, arguments: list[str]) -> int:
         _, from_yaml, from_argv = parse(arguments, parser)
         refuse_unknown(from_yaml + from_argv, parser, launch_options())
         launch_arguments = resolve_accelerate_config_argument(from_yaml + from_argv)
-        _prepare_single_cpu_process(launch_arguments)
         processes = read_launch(from_yaml + from_argv, gpu=torch.accelerator.is_available())
+        if processes.count == 1 and not launch_arguments:
+            _prepare_single_cpu_process()
         for warning in single_process_warnings(processes):
             print(f"trl-capo {command}: warning: {warning}", file=sys.stderr)
         words = [*launch_arguments, "--module", f"trl_capo.{command}", *without(arguments, from_argv)]
@@ -133,15 +134,15 @@ def _exit_code(status: int) -> int:
     return 128 - status if status < 0 else status
 
 
-def _prepare_single_cpu_process(launch_arguments: list[str]) -> None:
-    """Without a GPU and without launch options, give the one process all cores: `accelerate` gives it one thread.
+def _prepare_single_cpu_process() -> None:
+    """Without a GPU, give the one process all cores: `accelerate` gives it one thread.
 
     It would also warn that it chose defaults, where there is nothing to choose.
     """
     import psutil
     import torch
 
-    if not launch_arguments and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         os.environ.setdefault("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False) or 1))
         logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
 

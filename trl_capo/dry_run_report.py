@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from typing import Any
 
+from trl_capo.arguments import without_renaming
 from trl_capo.config import CAPOConfig
 from trl_capo.memory import GIB, ModelShape, Setting, estimate
 from trl_capo.plain import plain
@@ -86,7 +87,8 @@ def _defaults(options: Any) -> Any:
     if not isinstance(options, CAPOConfig):
         required = {o.name: None for o in fields(options) if o.default is o.default_factory is MISSING}
         return type(options)(**required)
-    own = CAPOConfig(output_dir="", use_cpu=options.use_cpu, bf16=options.bf16, fp16=options.fp16)
+    with without_renaming():
+        own = CAPOConfig(output_dir="", use_cpu=options.use_cpu, bf16=options.bf16, fp16=options.fp16)
     own.use_cpu, own.bf16, own.fp16 = False, not options.fp16, False
     return own
 

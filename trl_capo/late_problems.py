@@ -3,8 +3,6 @@
 from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available
 
-_BY_LENGTH = ("group_by_length", "batch_rebalance")
-
 
 def late_problems(args: TrainingArguments) -> list[str]:
     """Why the options cannot be used, a sentence or two for each, which start with the option's name and value."""
@@ -23,10 +21,5 @@ def late_problems(args: TrainingArguments) -> list[str]:
         problems.append(
             "dataloader_persistent_workers=True with dataloader_num_workers=0: there are no workers to keep. Give a "
             "dataloader_num_workers above 0, or leave the option out."
-        )
-    if args.train_sampling_strategy in _BY_LENGTH:
-        problems.append(
-            f"train_sampling_strategy={str(args.train_sampling_strategy)!r}: Transformers looks for lengths in a "
-            "column that pairs have not. Choose 'random' or 'sequential'."
         )
     return problems

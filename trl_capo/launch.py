@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os.path import isfile
 
 import torch
+from accelerate.commands.config.config_args import default_config_file as DEFAULT  # what `accelerate config` writes
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 from trl_capo.arguments import launch_parser
@@ -47,7 +49,8 @@ def single_process_warnings(processes: Processes) -> list[str]:
 
 def _read(words: Sequence[str], gpu: bool) -> Processes:
     options = launch_parser().parse_args([*resolve_accelerate_config_argument(list(words)), "none.py"])
-    file = read_yaml(options.config_file) if options.config_file else {}
+    named = options.config_file or (None if options.cpu or not isfile(DEFAULT) else DEFAULT)
+    file = read_yaml(named) if named else {}
     kind = file.get("distributed_type")
     count = options.num_processes or file.get("num_processes")
     count = asked = count or max(1, torch.cuda.device_count() if options.multi_gpu else 1)

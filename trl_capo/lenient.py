@@ -6,6 +6,7 @@ that only people read. So each option is left out in turn until that mistake is 
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -20,6 +21,10 @@ class UncheckedConfig(CAPOConfig):
 
     def _capo_check(self) -> None:
         pass
+
+
+OF_GPU = {"tf32"}
+"""Options that are refused where no GPU is, and that no other machine can judge."""
 
 
 @dataclass
@@ -60,10 +65,13 @@ def parse_usable(argv: Sequence[str], make_parser: Callable[[], Parser]) -> Usab
         if not gpu and _solves(config, on_cpu, make_parser, problem):
             usable.elsewhere, words = problem, on_cpu
             continue
+        without = next(_attempts_without_one(config, words, make_parser, problem), None)
+        if usable.elsewhere and without is not None and without[0] in OF_GPU:
+            _, config, words = without
+            continue
         several = all(re.match(r"\w+=", line) for line in problem.splitlines())  # each of an option of its own
         told = problem.splitlines() if several else [problem]
         usable.problems += [line for line in told if line not in usable.problems]
-        without = next(_attempts_without_one(config, words, make_parser, problem), None)
         if without is None:
             return usable
         name, config, words = without
@@ -117,7 +125,7 @@ def mend(args: CAPOConfig) -> list[str]:
 
 def _attempt(config: dict[str, Any], words: list[str], make_parser: Callable[[], Parser]) -> tuple[tuple | None, str]:
     """What parsing gives, or why it fails."""
-    return _use(config, lambda config: parse_read(config, words, make_parser()))
+    return _use(config, lambda config: parse_read(deepcopy(config), words, make_parser()))  # TRL changes mixtures
 
 
 def _solves(config: dict[str, Any], words: list[str], make_parser: Callable[[], Parser], problem: str) -> bool:

@@ -32,6 +32,7 @@ from trl_capo.lenient import UncheckedConfig, leave_out
 from trl_capo.trainer import CAPOTrainer
 
 IMAGES = {"image", "images"}
+BY_LENGTH = ("group_by_length", "batch_rebalance")
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def unrehearsed_problems(args: CAPOConfig, model_args: ModelConfig, pairs: Any) -> Iterator[str]:
-    """What TRL refuses of quantised weights and of references that are computed before the training.
+    """What TRL refuses of quantised weights, batches by length and references that are computed before the training.
 
     Args:
         args, model_args: of the training.
@@ -150,6 +151,11 @@ def unrehearsed_problems(args: CAPOConfig, model_args: ModelConfig, pairs: Any) 
     bits = "load_in_4bit" if model_args.load_in_4bit else "load_in_8bit" if model_args.load_in_8bit else None
     if bits and not model_args.use_peft:
         yield f"{bits}: quantised weights cannot be trained themselves. Train an adapter on them: use_peft."
+    if args.train_sampling_strategy in BY_LENGTH and isinstance(pairs, Dataset):  # of streams it is ignored
+        yield (
+            f"train_sampling_strategy={str(args.train_sampling_strategy)!r}: Transformers looks for lengths in a "
+            "column that pairs have not. Choose 'random' or 'sequential'."
+        )
     if not args.precompute_ref_log_probs:
         return
     told = "precompute_ref_log_probs=True"

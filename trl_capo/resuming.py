@@ -15,7 +15,7 @@ from trl_capo.nonfinite import refuse_spoilt_weights
 from trl_capo.pair_logger import PairLogger
 from trl_capo.precision import bfloat16_warnings
 from trl_capo.recorder import PairRecorder
-from trl_capo.termination import checkpoint_on_sigterm
+from trl_capo.termination import checkpoint_on_sigterm, end_if_agreed
 
 logger = get_logger(__name__)
 
@@ -40,10 +40,11 @@ class ResumableDPOTrainer(DPOTrainer):
         for warning in bfloat16_warnings(on_cpu=on_cpu, bf16=self.args.bf16, dtype=self.model.dtype):
             logger.warning(warning)
         checkpoint = choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        if checkpoint and self.args.sync_ref_model and self._capo_moving_reference is None:
+        if checkpoint and self.args.sync_ref_model and not self._capo_has_reference(checkpoint):
             logger.warning(
-                "sync_ref_model: under FSDP and DeepSpeed checkpoints do not hold the reference, which starts again "
-                "from where it was at the first step; the resumed training differs from one that was never stopped."
+                f"sync_ref_model: {checkpoint} does not hold the reference (under FSDP and DeepSpeed none does). It "
+                "starts again from where it was at the first step; the resumed training differs from one that was "
+                "never stopped."
             )
         with checkpoint_on_sigterm(self, self._capo_recorder):
             done = super().train(checkpoint, trial, ignore_keys_for_eval)
@@ -57,6 +58,9 @@ class ResumableDPOTrainer(DPOTrainer):
             return None
         return self.accelerator.unwrap_model(self.ref_model)
 
+    def _capo_has_reference(self, checkpoint: str) -> bool:
+        return self._capo_moving_reference is not None and Path(checkpoint, REFERENCE_NAME).exists()
+
     def _run_epoch(self, **arguments):
         """Nothing, where the checkpoint is that of the last step, within an epoch: Transformers would go on."""
         if self.state.global_step >= self.state.max_steps:
@@ -64,12 +68,18 @@ class ResumableDPOTrainer(DPOTrainer):
         else:
             super()._run_epoch(**arguments)
 
+    def _maybe_log_save_evaluate(self, *args, **options):
+        self._capo_saved = False
+        super()._maybe_log_save_evaluate(*args, **options)
+        end_if_agreed(self, self._capo_recorder, saved=self._capo_saved)
+
     def _save_checkpoint(self, model, trial):
         refuse_spoilt_weights(self)
         if self.args.should_save:  # an older checkpoint of this step is no whole one while it is overwritten
             folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
+        self._capo_saved = True
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
@@ -92,6 +102,8 @@ class ResumableDPOTrainer(DPOTrainer):
 
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self._capo_has_reference(checkpoint):
+            load_model(self._capo_moving_reference, str(Path(checkpoint, REFERENCE_NAME)))
         state = None if checkpoint is None else read_state(Path(checkpoint))
         if state is None:
             return
@@ -101,5 +113,3 @@ class ResumableDPOTrainer(DPOTrainer):
         self._metrics["train"].update(state["metrics"])
         self._total_train_tokens = state["tokens"]
         self._capo_recorder.restore(state["pairs"])
-        if self._capo_moving_reference is not None:
-            load_model(self._capo_moving_reference, str(Path(checkpoint, REFERENCE_NAME)))

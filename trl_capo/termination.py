@@ -11,8 +11,9 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from trl_capo.messages import get_logger
 from trl_capo.recorder import PairRecorder
@@ -25,9 +26,10 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 @contextlib.contextmanager
 def checkpoint_on_sigterm(trainer: Trainer, recorder: PairRecorder) -> Iterator[None]:
-    """Within it, SIGTERM ends the trainer's training with a checkpoint; the recorder tells the other processes.
+    """Within it, SIGTERM asks for the training's end; the recorder tells the other processes.
 
-    Python handles signals in the main thread alone; in another one nothing changes.
+    After each step, `end_if_agreed` ends it. Python handles signals in the main thread alone; in another one nothing
+    changes.
 
     Raises:
         SystemExit: after SIGTERM, with EXIT_CODE; so a script does not take the training for completed.
@@ -35,56 +37,62 @@ def checkpoint_on_sigterm(trainer: Trainer, recorder: PairRecorder) -> Iterator[
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ending = _Ending(trainer, recorder)
-    before = signal.signal(signal.SIGTERM, ending.ask)
-    trainer.add_callback(ending)
+
+    def ask(signum: int, frame: object) -> None:
+        recorder.asked_to_end = True
+
+    before = signal.signal(signal.SIGTERM, ask)
     try:
         yield
-        ending.after_the_last_step()
+        _end_if_asked_late(trainer, recorder)
     finally:
-        trainer.remove_callback(ending)
         recorder.asked_to_end = recorder.agreed_to_end = False
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
-class _Ending(TrainerCallback):
-    """Saves at the end of the step in which any process was asked to end, and ends all of them."""
+def end_if_agreed(trainer: Trainer, recorder: PairRecorder, *, saved: bool) -> None:
+    """End the training after a step in which any process was asked to; all processes call it together.
 
-    def __init__(self, trainer: Trainer, recorder: PairRecorder) -> None:
-        self.trainer = trainer
-        self.recorder = recorder
-        self.saved = -1
+    Args:
+        trainer, recorder: of the training.
+        saved: whether there is a checkpoint of this step.
 
-    def ask(self, signum, frame) -> None:
-        self.recorder.asked_to_end = True
+    Raises:
+        SystemExit: it was asked for, and the step is saved.
+    """
+    if recorder.agreed_to_end:
+        if not saved or trainer.args.save_only_model:
+            _save(trainer)
+        _end(trainer, "and was saved")
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        control.should_save = control.should_save or self.recorder.agreed_to_end
 
-    def on_save(self, args, state, control, **kwargs) -> None:
-        self.saved = state.global_step
-        if self.recorder.agreed_to_end:
-            self._end()
+def _end_if_asked_late(trainer: Trainer, recorder: PairRecorder) -> None:
+    """End if a process was asked when the last step's pairs had been gathered."""
+    if recorder.asked_to_end:
+        trainer.accelerator.set_trigger()
+    if not trainer.accelerator.check_trigger():
+        return
+    if trainer.state.global_step == trainer._initial_global_step:
+        _end(trainer, "and had been saved before")
+    if trainer.args.load_best_model_at_end:
+        _end(trainer, "and has the best model in place of the last")
+    _save(trainer)
+    _end(trainer, "and was saved")
 
-    def after_the_last_step(self) -> None:
-        """End if a process was asked too late for the step; what is trained is saved, if it was not.
 
-        A best model that was loaded in its place is in a checkpoint already.
-        """
-        trainer = self.trainer
-        if self.recorder.asked_to_end:
-            trainer.accelerator.set_trigger()
-        if not trainer.accelerator.check_trigger():
-            return
-        if trainer.state.global_step != self.saved and not trainer.args.load_best_model_at_end:
-            trainer._save_checkpoint(trainer.model_wrapped, trial=None)
-        self._end()
+def _save(trainer: Trainer) -> None:
+    """A checkpoint to go on from, whatever else is saved."""
+    only_model, trainer.args.save_only_model = trainer.args.save_only_model, False
+    trainer._save_checkpoint(trainer.model_wrapped, trial=None)
+    trainer.args.save_only_model = only_model
+    trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
-    def _end(self) -> None:
-        self.trainer.accelerator.wait_for_everyone()  # the first one to leave has the others stopped
-        state = self.trainer.state
-        logger.warning(
-            f"SIGTERM: training stopped after step {state.global_step} of {state.max_steps} and was saved. "
-            "It goes on with resume_from_checkpoint=true."
-        )
-        raise SystemExit(EXIT_CODE)
+
+def _end(trainer: Trainer, how: str) -> NoReturn:
+    trainer.accelerator.wait_for_everyone()  # the first one to leave has the others stopped
+    state = trainer.state
+    logger.warning(
+        f"SIGTERM: training stopped after step {state.global_step} of {state.max_steps} {how}. "
+        "It goes on with resume_from_checkpoint=true."
+    )
+    raise SystemExit(EXIT_CODE)
