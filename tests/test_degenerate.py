@@ -4,6 +4,7 @@ import logging
 
 import pytest
 from conftest import logged, make_pairs
+from datasets import IterableDataset
 from test_modes import load
 
 from trl_capo import CAPOTrainer
@@ -82,3 +83,11 @@ def test_an_ordinary_training_is_not_warned_of(make_args, model_dir, caplog):
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert not [text for text in caplog.messages if "pairs" in text and "last" in text]
+
+
+def test_a_stream_whose_weights_are_all_0_is_warned_of(model_dir, make_args, caplog):
+    rows = [row | {"weight": 0.0} for row in make_pairs(64)]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    args = make_args(per_device_train_batch_size=32, max_steps=2)
+    CAPOTrainer(model_dir, args=args, train_dataset=stream).train()
+    assert caplog.text.count("the last 64 pairs all have the weight 0: nothing is learned from them") == 1

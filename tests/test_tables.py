@@ -1,4 +1,4 @@
-"""The tables of an evaluation as they are printed: nothing is lost, however narrow the terminal is."""
+"""The tables of an evaluation as printed: nothing is lost, however narrow the terminal is; and cells of a CSV."""
 
 import re
 
@@ -8,7 +8,7 @@ from test_report import evaluation
 
 from trl_capo.report import print_evaluation
 from trl_capo.statistics import model_figures
-from trl_capo.tables import evaluation_tables, notes
+from trl_capo.tables import cell, evaluation_tables, notes
 
 LONG = "a_language_with_30_characters_"
 
@@ -102,3 +102,23 @@ def test_groups_of_ties_only_are_named():
     figures, _, _ = evaluation(["de"])
     figures["models"] = {"m": model_figures(labels, {}, margins=margins, normalised=margins, reference="r")}
     assert "m: nothing but ties, which count as no success, in: sw." in notes(figures)
+
+
+@pytest.mark.parametrize("start", "=+-@＝＋－＠")
+@pytest.mark.parametrize("before", ["", " ", "\n", "\u3000", "a;", "a; ", "a\n"])
+def test_no_cell_is_a_formula(before, start):
+    assert cell(f"{before}{start}cmd|' /C calc'!A0") == f"{before}'{start}cmd|' /C calc'!A0"
+
+
+def test_cells_keep_what_is_harmless():
+    assert cell("a\nb = c; d") == "a\nb = c; d"
+    assert cell("a\r\nb") == "a\nb"
+    assert cell("a\tb\x00\x1b[2J") == "a\\tb\\x00\\x1b[2J"
+    assert cell("می\u200cخواهم \u200fא") == "می\u200cخواهم \u200fא"
+    assert cell(-1.5) == -1.5
+    assert cell(None) is None
+
+
+@pytest.mark.parametrize("code", [*range(0x202A, 0x202F), *range(0x2066, 0x206A)], ids=hex)
+def test_cells_show_turns_of_the_reading_direction(code):
+    assert cell(f"a{chr(code)}b\nc") == f"a\\u{code:04x}b\nc"

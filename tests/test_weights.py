@@ -223,14 +223,6 @@ def test_what_is_no_weight_is_refused(pairs, make_args, values, fault):
         CAPOTrainer("no/such-model", args=make_args(), train_dataset=weighted(pairs, values))
 
 
-def test_a_stream_whose_weights_are_all_0_is_warned_of(model_dir, make_args, caplog):
-    rows = [row | {"weight": 0.0} for row in make_pairs(64)]
-    stream = IterableDataset.from_generator(lambda: iter(rows))
-    args = make_args(per_device_train_batch_size=32, max_steps=2)
-    CAPOTrainer(model_dir, args=args, train_dataset=stream).train()
-    assert caplog.text.count("the last 64 pairs all have the weight 0: nothing is learned from them") == 1
-
-
 @pytest.mark.parametrize("options", [{"loss_type": ["ipo"]}, {"use_weighting": True}], ids=str)
 def test_weights_without_a_pair_loss_to_weigh_are_refused(pairs, make_args, options):
     ((name, value),) = options.items()
