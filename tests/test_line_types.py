@@ -26,7 +26,7 @@ LATE |= {
     "a column": {"new": "text"},
     "no prompt": {"prompt": None},
 }
-LATE |= {"a list of groups": {"language": ["de"]}, "no group": {"language": None}, "a big number": {"chosen": 10**30}}
+LATE |= {"no group": {"language": None}, "a big number": {"chosen": 10**30}}
 LATE |= {"a call": {"chosen": [message(None) | {"tool_calls": [{"type": "function", "function": {"name": "f"}}]}]}}
 
 
@@ -101,6 +101,16 @@ def test_messages_behind_ten_megabytes_of_text_are_refused_by_the_command(tmp_pa
     assert said in refusal("train", words, tmp_path, capfd)
     assert cli.main(["train", *words, "--dry_run"]) == 1
     assert said in " ".join(capfd.readouterr().out.split())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_late_list_or_mapping_beside_the_pair_is_read_as_text(small_blocks, tmp_path, streaming):
+    path, first = tmp_path / "big.jsonl", GOOD | {"tags": "a", "more": {"tags": "a"}, "all": ["a"]}
+    late = first | {"language": ["de"], "tags": {"a": ["b"]}, "more": {"tags": ["a", "b"]}, "all": [["b"]]}
+    path.write_text(json_lines([first] * MANY + [late, first]))
+    assert problem_of(path, streaming) is None
+    read = list(load_preference_data(str(path), streaming=streaming)["train"])[MANY]
+    assert (read["language"], read["tags"], read["more"]["tags"]) == ('["de"]', '{"a":["b"]}', '["a","b"]')
 
 
 LINE = json.dumps(GOOD)

@@ -1,7 +1,8 @@
 """Lines of JSON whose values have other types than the columns that `datasets` reads them into.
 
 It takes the columns from the first 10 MB of the first file. Where these have text, whatever comes later becomes text
-(messages become their JSON, 3 becomes "3"); what fits no other column, it refuses without saying where it stands.
+(messages become their JSON, 3 becomes "3"), which prompts and answers must not; what fits no other column, it refuses
+without saying where it stands.
 """
 
 import json
@@ -38,12 +39,15 @@ def unlike_line(
     Args:
         source: of the data.
         features: the columns; None where the reader does not know them before it has read all.
-        text: whether to look at lines of text alone, too, as is needed where they have not been read yet. They fit
-            columns of text, which is all that most data have, unless there is a new column, with which reading ends.
+        text: whether to look at lines of text alone, and at other columns than those of pairs, too, as is needed where
+            they have not been read yet. Text fits columns of text, which is all that most data have, unless there is
+            a new column, with which reading ends.
         columns: the only ones that are used; None for all.
     """
     if features is None:
         return None
+    if not text:
+        columns = PAIR if columns is None else [column for column in PAIR if column in columns]
     shapes = _shape(features)
     all_text = all(shapes.get(column, str) is str for column in PAIR)
     files = _json_files(source)
@@ -118,7 +122,7 @@ def _row_problem(row: Mapping[str, Any], shapes: Mapping[str, Any], columns: Col
 
 
 def _difference(value: Any, shape: Any, strict: bool) -> str | None:
-    """Where the value is of another type, and how; where text is wanted, 3 will do as "3" unless it is strict."""
+    """Where the value is of another type, and how; where text is wanted, all will do as its JSON unless it is strict."""
     if value is None or shape is None or type(value) is shape:
         return None
     if isinstance(value, list) and isinstance(shape, list):
@@ -133,7 +137,7 @@ def _difference(value: Any, shape: Any, strict: bool) -> str | None:
             if problem := _difference(inner, shape[key], strict):
                 return f".{key}{problem}"
         return None
-    if shape is str and not strict and not isinstance(value, list | dict):
+    if shape is str and not strict:
         return None
     return f" is {_KINDS[type(value)]}, but {_KINDS[shape if isinstance(shape, type) else type(shape)]} {_FIRST}"
 
