@@ -191,6 +191,23 @@ def test_entries_of_a_mixture(small_blocks, tmp_path, monkeypatch, streaming):
 
 
 @pytest.mark.parametrize(
+    ("split", "streaming"), [("train", True), ("train", False), ("train[:50%]", False), ("train[:9]+train[9:]", False)]
+)
+def test_a_mixture_is_held_against_the_split_that_it_is_of(small_blocks, tmp_path, split, streaming):
+    late = {"score": 3} if streaming else {"chosen": ["a"]}  # the reader takes no other columns if it reads all
+    files = {"train": tmp_path / "train.jsonl", "test": tmp_path / "test.jsonl"}
+    files["train"].write_text(json_lines([GOOD] * MANY))
+    files["test"].write_text(json_lines([GOOD, GOOD | late]))
+    files = {name: str(path) for name, path in files.items()}
+    for entry in (DatasetConfig(str(tmp_path)), DatasetConfig("json", data_files=files)):
+        entry.split = split
+        assert next(iter(load_mixture(DatasetMixtureConfig([entry], streaming), 0)["train"]))["chosen"] == "yes, gladly"
+        entry.split = split.replace("train", "test")
+        with pytest.raises(ValueError, match="test.jsonl, line 2: "):
+            load_mixture(DatasetMixtureConfig([entry], streaming), 0)
+
+
+@pytest.mark.parametrize(
     ("line", "said"),
     [
         (WRONG.replace("3", "9" * 30), "a number has more than 64 bits"),

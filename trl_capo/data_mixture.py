@@ -72,7 +72,8 @@ def _refuse_unlike(args: DatasetMixtureConfig, mixed: Dataset | IterableDataset)
     problems = []
     for index, entry in enumerate(map(_with_reader, args.datasets)):
         if any(_local(entry)):
-            found = unlike_line(_source(entry), mixed.features, text=args.streaming, columns=entry.columns)
+            used = {"columns": entry.columns, "split": entry.split}
+            found = unlike_line(_source(entry), mixed.features, text=args.streaming, **used)
             problems += [f"{_named(args, index)} cannot be used: {found}"] if found else []
     if problems:
         raise ValueError("\n".join(problems))

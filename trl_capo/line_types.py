@@ -32,7 +32,12 @@ Source = Mapping[str, Any]
 
 
 def unlike_line(
-    source: Source, features: Features | None, *, text: bool, columns: Collection[str] | None = None
+    source: Source,
+    features: Features | None,
+    *,
+    text: bool,
+    columns: Collection[str] | None = None,
+    split: str | None = None,
 ) -> str | None:
     """File, line and reason of the first row, in local files of JSON, that does not fit the columns.
 
@@ -43,6 +48,7 @@ def unlike_line(
             they have not been read yet. Text fits columns of text, which is all that most data have, unless there is
             a new column, with which reading ends.
         columns: the only ones that are used; None for all.
+        split: the only one that is read, or a slice of it, as `load_dataset` takes it; None for all.
     """
     if features is None:
         return None
@@ -50,7 +56,7 @@ def unlike_line(
         columns = PAIR if columns is None else [column for column in PAIR if column in columns]
     shapes = _shape(features)
     all_text = all(shapes.get(column, str) is str for column in PAIR)
-    files = _json_files(source)
+    files = _json_files(source, split)
     try:
         for file, number, row in _rows(files, not all_text or text):
             if problem := _row_problem(row, shapes, row if columns is None else columns):
@@ -73,11 +79,12 @@ def unreadable_line(source: Source, error: BaseException) -> str | None:
         return None
 
 
-def _json_files(source: Source) -> list[Path]:
-    """The files that `datasets` would read as JSON, and no other of their folder."""
+def _json_files(source: Source, split: str | None = None) -> list[Path]:
+    """The files that `datasets` would read as JSON, and no other of their folder, or for another split."""
     builder = load_dataset_builder(**source)
-    files = builder.config.data_files if isinstance(builder, Json) else None
-    return [Path(file) for split in (files or {}).values() for file in split]
+    files = (builder.config.data_files if isinstance(builder, Json) else None) or {}
+    named = {part.split("[")[0].strip() for part in split.split("+")} if split else {"all"}
+    return [Path(file) for name, of_split in files.items() if {"all", str(name)} & named for file in of_split]
 
 
 def _rows(files: Iterable[Path], text: bool = True) -> Iterator[tuple[Path, int, dict[str, Any]]]:
@@ -122,7 +129,7 @@ def _row_problem(row: Mapping[str, Any], shapes: Mapping[str, Any], columns: Col
 
 
 def _difference(value: Any, shape: Any, strict: bool) -> str | None:
-    """Where the value is of another type, and how; where text is wanted, all will do as its JSON unless it is strict."""
+    """Where the value is of another type, and how; text is what the JSON of all will do for, unless it is strict."""
     if value is None or shape is None or type(value) is shape:
         return None
     if isinstance(value, list) and isinstance(shape, list):
