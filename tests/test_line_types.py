@@ -113,6 +113,29 @@ def test_a_late_list_or_mapping_beside_the_pair_is_read_as_text(small_blocks, tm
     assert (read["language"], read["tags"], read["more"]["tags"]) == ('["de"]', '{"a":["b"]}', '["a","b"]')
 
 
+SCORES = [  # the first ones, and what fits them and what does not later
+    (1, [2, -3, 2.0, "3", None], [0.5, 1e30, 2**63 + 5, True, "high", "0.5", [1], {"a": 1}]),
+    (0.5, [1, 2**60 + 1, 1e30, "0.5", None], [True, "high", [0.5], {"a": 1}]),
+    (True, [False, 1, 0, "true", None], [2, 0.5, "maybe", [True], {"a": 1}]),
+]
+
+
+@pytest.mark.parametrize(("first", "fit", "odd"), SCORES)
+def test_a_late_score_is_refused_with_its_line_where_the_reader_ends_and_nowhere_else(
+    small_blocks, tmp_path, first, fit, odd
+):
+    path, before = tmp_path / "big.jsonl", [GOOD | {"score": first}] * MANY
+    for late in fit:
+        path.write_text(json_lines([*before, GOOD | {"score": late}, before[0]]))
+        assert problem_of(path) is None, late
+        assert problem_of(path, streaming=True) is None, late
+        assert len(list(load_preference_data(str(path), streaming=True)["train"])) == MANY + 2, late
+    for late in odd:
+        path.write_text(json_lines([*before, GOOD | {"score": late}, before[0]]))
+        for streaming in (True, False):
+            assert f"{path}, line {MANY + 1}: score is " in (problem_of(path, streaming) or ""), late
+
+
 LINE = json.dumps(GOOD)
 WRONG = LINE.replace('"yes, gladly"', "3")
 ALIKE = {  # of which none is what it looks like
@@ -127,7 +150,7 @@ SPELT = {
     "escaped": WRONG.replace("chosen", r"ch\u006fs\u0065n"),
     "beside text alike": json.dumps(ALIKE["key in text"] | {"chosen": 3, "prompt": '"chosen": "a"'}),
     "behind raw control characters": WRONG.replace("no", "n\to\x1f"),
-    "beside another": json.dumps({"score": {"chosen": "a"}} | GOOD | {"chosen": 3}),
+    "beside another": json.dumps({"score": {"chosen": 1}} | GOOD | {"chosen": 3}),
 }
 
 
@@ -201,7 +224,8 @@ def test_a_mixture_is_held_against_the_split_that_it_is_of(small_blocks, tmp_pat
     files = {name: str(path) for name, path in files.items()}
     for entry in (DatasetConfig(str(tmp_path)), DatasetConfig("json", data_files=files)):
         entry.split = split
-        assert next(iter(load_mixture(DatasetMixtureConfig([entry], streaming), 0)["train"]))["chosen"] == "yes, gladly"
+        mixed = load_mixture(DatasetMixtureConfig([entry], streaming), 0)["train"]
+        assert next(iter(mixed))["chosen"] == GOOD["chosen"]
         entry.split = split.replace("train", "test")
         with pytest.raises(ValueError, match="test.jsonl, line 2: "):
             load_mixture(DatasetMixtureConfig([entry], streaming), 0)

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Features, load_dataset, load_dataset_builder
+import pyarrow as pa
+from datasets import Features, Value, load_dataset, load_dataset_builder
 from datasets.packaged_modules.json.json import Json
 
 from trl_capo.data_files import first_problem, lines_of
@@ -27,6 +28,7 @@ _KINDS = {str: "text", list: "a list", dict: "a mapping", type(None): "null"} | 
     int: "a number",
     float: "a number",
 }
+_PARSED = {pa.int64(): "a whole number", pa.float64(): "a number", pa.bool_(): "true or false"}
 Source = Mapping[str, Any]
 """What `load_dataset` is given."""
 
@@ -144,18 +146,32 @@ def _difference(value: Any, shape: Any, strict: bool) -> str | None:
             if problem := _difference(inner, shape[key], strict):
                 return f".{key}{problem}"
         return None
-    if shape is str and not strict:
+    parsed = isinstance(shape, pa.DataType)
+    if (shape is str and not strict) or (parsed and _is_parsed(value, shape)):
         return None
-    return f" is {_KINDS[type(value)]}, but {_KINDS[shape if isinstance(shape, type) else type(shape)]} {_FIRST}"
+    wanted = _PARSED[shape] if parsed else _KINDS[shape if isinstance(shape, type) else type(shape)]
+    return f" is {_KINDS[type(value)]}, but {wanted} {_FIRST}"
+
+
+def _is_parsed(value: Any, shape: pa.DataType) -> bool:
+    """Whether the reader makes the value one of the column's from its JSON, which it takes where types are mixed."""
+    if isinstance(value, float) and value.is_integer() and shape == pa.int64():
+        value = int(value)
+    try:
+        pa.scalar(value if isinstance(value, str) else json.dumps(value)).cast(shape)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _shape(feature: Any) -> Any:
-    """The types of the column's values, as a value of types; None where several fit, or the reader converts none."""
+    """The types of the column's values, as a value of types; None where several fit, or it is not known which."""
     if isinstance(feature, dict):
         return {key: _shape(inner) for key, inner in feature.items()}
     if hasattr(feature, "feature"):
         return [_shape(feature.feature)]
-    return {"string": str, "large_string": str, "null": type(None)}.get(getattr(feature, "dtype", None))
+    kind = feature.pa_type if isinstance(feature, Value) else None
+    return kind if kind in _PARSED else {pa.string(): str, pa.large_string(): str, pa.null(): type(None)}.get(kind)
 
 
 def _values(value: Any) -> Iterator[Any]:
