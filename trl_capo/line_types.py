@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Features, Value, load_dataset, load_dataset_builder
-from datasets.packaged_modules.json.json import Json
+from datasets import Features, Json, Value, load_dataset, load_dataset_builder
+from datasets.packaged_modules.json.json import Json as JsonBuilder
 
 from trl_capo.data_files import first_problem, lines_of
 
@@ -59,9 +59,12 @@ def unlike_line(
     shapes = _shape(features)
     all_text = all(shapes.get(column, str) is str for column in PAIR)
     files = _json_files(source, split)
+    mixed = [column for column in PAIR if isinstance(features.get(column), Json)] if text else []
     try:
+        first = next(_rows(files))[2] if mixed else {}
         for file, number, row in _rows(files, not all_text or text):
-            if problem := _row_problem(row, shapes, row if columns is None else columns):
+            used = row if columns is None else columns
+            if problem := _row_problem(row, shapes, used) or _mixture_problem(row, first, mixed):
                 return f"{file}, line {number}: {problem}"
     except ValueError:  # it is no JSON, as may show far on in a stream, or has objects on several lines behind others
         return first_problem(*files, reader="json") if text else None
@@ -84,7 +87,7 @@ def unreadable_line(source: Source, error: BaseException) -> str | None:
 def _json_files(source: Source, split: str | None = None) -> list[Path]:
     """The files that `datasets` would read as JSON, and no other of their folder, or for another split."""
     builder = load_dataset_builder(**source)
-    files = (builder.config.data_files if isinstance(builder, Json) else None) or {}
+    files = (builder.config.data_files if isinstance(builder, JsonBuilder) else None) or {}
     named = {part.split("[")[0].strip() for part in split.split("+")} if split else {"all"}
     return [Path(file) for name, of_split in files.items() if {"all", str(name)} & named for file in of_split]
 
@@ -127,6 +130,15 @@ def _row_problem(row: Mapping[str, Any], shapes: Mapping[str, Any], columns: Col
             return f"it has a column {column!r}, which there is not {_FIRST}"
         if problem := _difference(value, shapes[column], column in PAIR):
             return column + problem
+    return None
+
+
+def _mixture_problem(row: Mapping[str, Any], first: Mapping[str, Any], columns: Collection[str]) -> str | None:
+    """Where the row has another format than the first one; a reader of mixed columns takes both, training does not."""
+    for column in columns:
+        kinds = [_KINDS[type(each.get(column))] for each in (row, first)]
+        if kinds[0] != kinds[1] and "null" not in kinds:
+            return f"{column} is {kinds[0]}, but {kinds[1]} in the first row"
     return None
 
 
