@@ -64,6 +64,14 @@ def test_what_accelerate_config_wrote_counts_unless_the_cpu_is_asked_for(tmp_pat
     assert read_launch(["--cpu"]) == Processes(1, "none")
 
 
+@pytest.mark.parametrize("words", ["--cpu --multi_gpu", "--use_fsdp --use_deepspeed", "--multi_gpu --num_processes 1"])
+def test_what_accelerate_refuses_is_refused(words):
+    with pytest.raises(ValueError, match=r"You (can only use one of|need to use at least 2)"):
+        launch.launch_command(launch_parser().parse_args([*words.split(), "none.py"]))
+    with pytest.raises(ValueError, match=r"`accelerate launch` takes"):
+        read_launch(words.split())
+
+
 def test_a_file_that_is_not_yaml_is_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1\n")
     with pytest.raises(ValueError, match="bad.yaml"):

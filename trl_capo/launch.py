@@ -29,7 +29,7 @@ def read_launch(words: Sequence[str], *, gpu: bool = True) -> Processes:
         gpu: whether the machine has GPUs, as many as are asked for.
 
     Raises:
-        ValueError, OSError: the file of options cannot be read.
+        ValueError, OSError: the file of options cannot be read, or options exclude each other.
     """
     try:
         return _read(words, gpu)
@@ -49,6 +49,11 @@ def single_process_warnings(processes: Processes) -> list[str]:
 
 def _read(words: Sequence[str], gpu: bool) -> Processes:
     options = launch_parser().parse_args([*resolve_accelerate_config_argument(list(words)), "none.py"])
+    kinds = [kind for kind in ("cpu", "multi_gpu", "use_deepspeed", "use_fsdp") if getattr(options, kind)]
+    if len(kinds) > 1:
+        raise ValueError(f"--{' and --'.join(kinds)}: `accelerate launch` takes one of them.")
+    if options.multi_gpu and options.num_processes == 1:
+        raise ValueError("--multi_gpu with num_processes=1: `accelerate launch` takes it for several. Leave it out.")
     named = options.config_file or (None if options.cpu or not isfile(DEFAULT) else DEFAULT)
     file = read_yaml(named) if named else {}
     kind = file.get("distributed_type")
