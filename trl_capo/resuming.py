@@ -34,6 +34,7 @@ class ResumableDPOTrainer(DPOTrainer):
     _capo_recorder: PairRecorder  # the subclass makes it
     _capo_estimate: NoiseRateEstimate | None  # the subclass looks it up
     _capo_pair_logger: PairLogger | None
+    _capo_saved = False  # whether the last step has a checkpoint
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         on_cpu = self.args.device.type == "cpu"
@@ -71,7 +72,7 @@ class ResumableDPOTrainer(DPOTrainer):
     def _maybe_log_save_evaluate(self, *args, **options):
         self._capo_saved = False
         super()._maybe_log_save_evaluate(*args, **options)
-        end_if_agreed(self, self._capo_recorder, saved=self._capo_saved)
+        end_if_agreed(self, self._capo_recorder)
 
     def _save_checkpoint(self, model, trial):
         refuse_spoilt_weights(self)

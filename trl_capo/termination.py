@@ -50,19 +50,14 @@ def checkpoint_on_sigterm(trainer: Trainer, recorder: PairRecorder) -> Iterator[
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
-def end_if_agreed(trainer: Trainer, recorder: PairRecorder, *, saved: bool) -> None:
+def end_if_agreed(trainer: Trainer, recorder: PairRecorder) -> None:
     """End the training after a step in which any process was asked to; all processes call it together.
-
-    Args:
-        trainer, recorder: of the training.
-        saved: whether there is a checkpoint of this step.
 
     Raises:
         SystemExit: it was asked for, and the step is saved.
     """
     if recorder.agreed_to_end:
-        if not saved or trainer.args.save_only_model:
-            _save(trainer)
+        _save(trainer)
         _end(trainer, "and was saved")
 
 
@@ -81,7 +76,9 @@ def _end_if_asked_late(trainer: Trainer, recorder: PairRecorder) -> None:
 
 
 def _save(trainer: Trainer) -> None:
-    """A checkpoint to go on from, whatever else is saved."""
+    """A checkpoint to go on from, unless the step has one, whatever else is saved."""
+    if trainer._capo_saved and not trainer.args.save_only_model:
+        return
     only_model, trainer.args.save_only_model = trainer.args.save_only_model, False
     trainer._save_checkpoint(trainer.model_wrapped, trial=None)
     trainer.args.save_only_model = only_model
