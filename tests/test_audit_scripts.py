@@ -61,8 +61,9 @@ def test_recovery_is_measured_once_on_the_labels_that_it_says(audited):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("| flip | 2 | ")
     made = audited[0].parent.parent / "recovery" / "runs"
-    arms = [f"{arm}-capo-seed{seed}" for arm in ("noisy", "cleaned") for seed in (0, 1)]
-    assert {path.name for path in made.iterdir()} == {"right-seed0", "right-seed1", *arms}
+    kinds = ("right-seed{}", "noisy-flip-seed{}", "flip_above=0.5-capo-seed{}")
+    right_1, noisy_1, cleaned_1 = names = [f"{kind.format(1)}-1ep-lr1.00e-02" for kind in kinds]
+    assert {path.name for path in made.iterdir()} == {*names, *(name.replace("seed1", "seed0") for name in names)}
 
     data = audited[0].parents[2] / "data"
     right = load_preference_data(str(data))["train"]
@@ -71,15 +72,34 @@ def test_recovery_is_measured_once_on_the_labels_that_it_says(audited):
     suspected = set(pairs.pair[judge(pairs).scores > 0.5].tolist())
     assert 0 < len(suspected) < len(right)
     cleaned = [pair[::-1] if row in suspected else pair for row, pair in enumerate(answers(noisy))]
-    expected = {"right-seed1": answers(right), "noisy-capo-seed1": answers(noisy), "cleaned-capo-seed1": cleaned}
+    expected = {right_1: answers(right), noisy_1: answers(noisy), cleaned_1: cleaned}
     for name, labels in expected.items():
         assert answers(load_from_disk(str(made / name / "data"))["train"]) == labels, name
 
     times = {path: path.stat().st_mtime_ns for path in made.glob("*/result.json")}
     assert script("measure_recovery.py", *audited, "--learning_rate", "1e-2").stdout == done.stdout
     assert {path: path.stat().st_mtime_ns for path in made.glob("*/result.json")} == times
-    script("measure_recovery.py", audited[0], "--learning_rate", "2e-2")  # other settings: trained anew
-    assert (made / "noisy-capo-seed0" / "result.json").stat().st_mtime_ns > max(times.values())
+
+
+def test_labels_are_cleaned_by_the_rules_that_are_given(audited):
+    pairs = read_dynamics(read_log(audited[0] / "pair_log"))
+    scores = judge(pairs).scores
+    drop, flip = (float(bound) for bound in np.quantile(scores, [0.7, 0.9]))
+    rules = ("--flip_above", str(flip), "--drop_above", str(drop), "--weight")
+    done = script("measure_recovery.py", audited[0], *rules, "--epochs", "0.5", "--learning_rate", "2e-2")
+    assert done.returncode == 0, done.stderr
+    name = f"drop_above={drop} flip_above={flip} weight=True-capo-seed0-0.5ep-lr2.00e-02"
+    made = load_from_disk(str(audited[0].parent.parent / "recovery" / "runs" / name / "data"))["train"]
+    data = load_preference_data(str(audited[0].parents[2] / "data"))["train"]
+    labels = answers(inject_noise(data, "flip", NOISE["flip"]["rate"], seed=0, group_column="language"))
+    score = dict(zip(pairs.pair.tolist(), scores.tolist(), strict=True))
+    kept = [row for row in range(len(labels)) if not drop < score[row] <= flip]
+    assert 0 < len(kept) < len(labels)
+    assert answers(made) == [labels[row][::-1] if score[row] > flip else labels[row] for row in kept]
+    expected = [2 * score[row] - 1 if score[row] > flip else 1 - 2 * score[row] for row in kept]
+    assert made["weight"][:] == pytest.approx([max(0.0, weight) for weight in expected])
+    refused = script("measure_recovery.py", audited[0], "--flip_above", "0.3", "--drop_above", "0.6")
+    assert "all that would be dropped are flipped" in refused.stderr
 
 
 def test_runs_that_are_no_seeds_of_one_study_are_refused(audited, tmp_path):
