@@ -3,7 +3,8 @@
     trl-capo study --config configs/study/audit.yaml    # or another study with `pair_log: true` under `training`
     python scripts/compare_audit_scores.py demo/study/audit/runs/capo-*-seed*
 
-Run it where the study was run: the data are named relative to that. Prints Markdown.
+Run it where the study was run: the data are named relative to that. Prints Markdown; in brackets: 95 % intervals
+over runs and pairs.
 """
 
 import itertools
@@ -24,9 +25,12 @@ from trl_capo.pair_log import read_log
 from trl_capo.study.data import read_parts, with_noise
 from trl_capo.study.files import read_json
 from trl_capo.study.run import RESULT
+from trl_capo.study.table import Estimate, estimate
 
 FEWEST = 200
 """Pairs of a language whose noise rate counts; where none has so many, that of the largest."""
+WITHIN = 0.05
+"""Of the true rate: how near an estimate should be."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,30 @@ def ranking(scores: np.ndarray, wrong: np.ndarray, names: np.ndarray) -> list[fl
     return [100 * auroc(scores, wrong), 100 * min(by_group), 100 * precision_at(scores, wrong)]
 
 
+def ranking_estimates(runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]], draws: int = 400) -> dict[str, Estimate]:
+    """Means over runs, each (scores, wrong, names), with 95 % intervals over runs and pairs, in percent.
+
+    Of AUROC, AUROC in the language in which its mean is lowest, and precision among the first 5 %.
+    """
+
+    def figures(scores: np.ndarray, wrong: np.ndarray, names: np.ndarray) -> list[float]:
+        own = names == worst
+        return [100 * auroc(scores, wrong), 100 * auroc(scores[own], wrong[own]), 100 * precision_at(scores, wrong)]
+
+    def of_language(name: str) -> float:
+        return np.mean([auroc(scores[names == name], wrong[names == name]) for scores, wrong, names in runs])
+
+    worst, generator = min(sorted(set(runs[0][2])), key=of_language), np.random.default_rng(0)
+    drawn = np.empty((draws, len(runs), 3))
+    for draw, place in itertools.product(range(draws), range(len(runs))):
+        run = runs[generator.integers(len(runs))]
+        pairs = generator.integers(len(run[0]), size=len(run[0]))
+        drawn[draw, place] = figures(*(part[pairs] for part in run))
+    means = np.mean([figures(*run) for run in runs], axis=0)
+    names = ("AUROC", f"AUROC in {worst}", "precision, first 5 %")
+    return {name: estimate(mean, d) for name, mean, d in zip(names, means, drawn.mean(axis=1).T, strict=True)}
+
+
 def rate_errors(rates: np.ndarray, true: np.ndarray) -> list[float]:
     """In points: the mean size of the errors, the largest, and the mean."""
     errors = 100 * (rates - true)
@@ -99,7 +127,7 @@ def print_table(title: str, headings: list[str], rows: dict[str, list[list[float
 def compare(runs: list[tuple[Dynamics, np.ndarray]]) -> None:
     ranked: dict[str, list[list[float]]] = {}
     rated: dict[str, list[list[float]]] = {}
-    covered, likely = [], []
+    covered, likely, close, own = [], [], [], []
     for pairs, wrong in runs:
         names = pairs.group_names()
         judged = {evidence: judge(pairs, evidence) for evidence in EVIDENCE}
@@ -119,9 +147,13 @@ def compare(runs: list[tuple[Dynamics, np.ndarray]]) -> None:
             rated.setdefault(name, []).append(rate_errors(rates[large], true))
         low, high = found.intervals[large].T
         covered += ((low <= true) & (true <= high)).tolist()
+        close += (np.abs(found.rates[large] - true) <= WITHIN).tolist()
         likely.append(np.stack([found.scores, wrong]))
+        own.append((found.log_odds, wrong, names))
     print_table("score", ["AUROC", "worst language", "precision, first 5 %"], ranked)
     print_table("noise rate, error in points", ["mean size", "largest", "mean"], rated)
+    told = [f"{name} {e.value:.1f} [{e.low:.1f}, {e.high:.1f}]" for name, e in ranking_estimates(own).items()]
+    print(f"The audit's score: {', '.join(told)}. Rates within {100 * WITHIN:g} points: {sum(close)} of {len(close)}.")
     print(f"Intervals that hold the true rate: {np.mean(covered):.0%} of {len(covered)}.\n")
     scores, wrong = np.concatenate(likely, axis=1)
     print("| score said | pairs | wrong |\n|---|---:|---:|")

@@ -50,6 +50,28 @@ def test_scores_are_compared(audited):
     assert done.returncode == 0, done.stderr
     assert "### flip of the labels flipped, 2 runs" in done.stdout
     assert "| posterior from mean_margin |" in done.stdout
+    assert "The audit's score: AUROC " in done.stdout
+
+
+def test_intervals_of_a_ranking(monkeypatch):
+    """A run of uniform scores, of which a wrong label has the larger of two: AUROC 2/3, with the error of Hanley and
+    McNeil (1982, Radiology 143, 29-36), whose Q1 and Q2 are exact here: 1/2 and 8/15. Ranked right, it is certain."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from compare_audit_scores import ranking_estimates
+
+    generator, wrong = np.random.default_rng(0), np.arange(2000) < 400
+    names = np.where(np.arange(2000) % 2 == 0, "de", "sw")
+    scores = generator.random(2000)
+    scores[wrong] = np.maximum(scores[wrong], generator.random(400))
+    found = ranking_estimates([(scores, wrong, names)])
+    error = 100 * np.sqrt((2 / 9 + 399 * (8 / 15 - 4 / 9) + 1599 * (1 / 2 - 4 / 9)) / (400 * 1600))
+    assert found["AUROC"].value == pytest.approx(200 / 3, abs=3 * error)
+    assert found["AUROC"].high - found["AUROC"].low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    certain = ranking_estimates([(wrong.astype(float), wrong, names)] * 2)
+    assert {(e.value, e.low, e.high) for e in certain.values()} == {(100.0, 100.0, 100.0)}
+    spread = ranking_estimates([(scores, wrong, names), (wrong.astype(float), wrong, names)])["AUROC"]
+    assert spread.value == pytest.approx((found["AUROC"].value + 100) / 2)
+    assert (spread.low < 70, spread.high) == (True, 100.0), "runs are drawn, too"
 
 
 def answers(rows) -> list[tuple]:
