@@ -10,10 +10,16 @@ from trl_capo.pair_log import SCHEMA, Log, LogInfo, PairLog, read_log
 
 
 def make_log(
-    folder: Path, rows: list[dict[str, Any]], total: int, shard: int = 50, fingerprint: str = "?", source=None
+    folder: Path,
+    rows: list[dict[str, Any]],
+    total: int,
+    shard: int = 50,
+    fingerprint: str = "?",
+    source=None,
+    **info: Any,
 ) -> Log:
     """A log of rows, in shards of so many; a row has pair, epoch and what else it needs."""
-    log = PairLog(folder, LogInfo(total, fingerprint, source))
+    log = PairLog(folder, LogInfo(total, fingerprint, source, **info))
     for start in range(0, len(rows), shard):
         part = [{"step": start + place + 1} | row for place, row in enumerate(rows[start : start + shard])]
         log.write(pa.Table.from_pylist(part, SCHEMA))

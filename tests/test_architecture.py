@@ -49,7 +49,7 @@ LAYERS = [
         "audit.source",
         "audit.page",
     ],
-    ["audit.suspects", "audit.plots", "audit.report", "audit.audit", "audit.command"],
+    ["audit.suspects", "audit.remarks", "audit.plots", "audit.report", "audit.audit", "audit.command"],
     ["rehearsal", "data_mixture", "train_data", "train"],
     ["dry_run_report", "dry_run_data", "dry_run_model", "dry_run_figures", "dry_run"],
     ["evaluate", "noise_command", "clean_command"],

@@ -123,6 +123,23 @@ def test_a_log_that_lacks_steps_is_said_to(tmp_path, call):
     assert "The log lacks steps 10 to 17, 22 to 23:" in call(tmp_path)[1]
 
 
+def test_a_reference_that_is_mostly_wrong_is_told_where_it_was_asked(tmp_path, call):
+    """It prefers the rejected answer of 31 of 60 pairs in eu, of 30 of 60 in de, and of all 49 in sw: too few."""
+    against = {"eu": (60, 31), "de": (60, 30), "sw": (49, 49)}
+    signs = [
+        (group, -1.0 if place < many else 1.0) for group, (size, many) in against.items() for place in range(size)
+    ]
+    rows = [
+        row(pair, 0, pair % 7 - 3.0, group=group, reference_margin=sign) for pair, (group, sign) in enumerate(signs)
+    ]
+    make_log(tmp_path / "asked" / "pair_log", rows, len(rows), asks_reference=True)
+    make_log(tmp_path / "not" / "pair_log", rows, len(rows))
+    told = "The reference prefers the rejected answer of most pairs in eu (52%). Unless most labels are wrong there,"
+    assert told in call(tmp_path / "asked")[1]
+    assert told in " ".join((tmp_path / "asked" / "audit" / "report.md").read_text(encoding="utf-8").split())
+    assert "prefers the rejected answer of most" not in call(tmp_path / "not")[1]
+
+
 def test_a_whole_log_lacks_nothing(run, tmp_path, call):
     code, output, _ = call(run, "--output_dir", tmp_path / "audit")
     assert code == 0

@@ -124,6 +124,11 @@ class CAPOConfig(DPOConfig):
                 self.noise_rate = float(self.noise_rate)
         self._capo_check()
 
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the reference is asked which labels are likely wrong."""
+        return self.noise_rate == "auto" and self.use_reference_margin and not self.sync_ref_model
+
     def _capo_check(self) -> None:
         """Raise one ValueError that names every problem: option, value, reason and remedy."""
         problems = config_problems(self)

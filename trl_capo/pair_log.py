@@ -58,11 +58,13 @@ class LogInfo:
         pairs: rows of the training data.
         fingerprint: of these, as `fingerprint` gives it.
         source: the options of `trl-capo train` that name the data; None if it was not started by it.
+        asks_reference: whether the training asks its reference which labels are likely wrong.
     """
 
     pairs: int
     fingerprint: str
     source: dict[str, Any] | None = None
+    asks_reference: bool = False
 
 
 def fingerprint(rows: Dataset) -> str:

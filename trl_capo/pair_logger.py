@@ -114,7 +114,7 @@ def check_pair_log(args: CAPOConfig, pairs: Dataset | IterableDataset | None) ->
         return None
     if isinstance(pairs, IterableDataset):
         raise ValueError(f"pair_log={args.pair_log!r}: the rows of a stream have no numbers to log. Leave it out.")
-    info = LogInfo(len(pairs), fingerprint(pairs))
+    info = LogInfo(len(pairs), fingerprint(pairs), asks_reference=args.asks_reference)
     check_folder(folder, info, resuming=bool(args.resume_from_checkpoint))
     return folder, info
 

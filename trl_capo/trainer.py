@@ -112,9 +112,8 @@ class CAPOTrainer(ResumableDPOTrainer):
         )
         refuse_empty(args.max_length, train_dataset=self.train_dataset, eval_dataset=self.eval_dataset)
         self._capo_noise_rate, self._capo_temperature = args.noise_rate, args.confidence_temperature
-        if estimated := args.noise_rate == "auto":
+        if args.noise_rate == "auto":
             self.add_callback(NoiseRateEstimate())
-        self._capo_asks_reference = estimated and args.use_reference_margin and not args.sync_ref_model
         self._capo_sigmoid_weight = sigmoid_weight(args)
         self.data_collator = PairCollator(self.data_collator)
         self._capo_recorder = PairRecorder(self.accelerator, self._capo_index)
@@ -162,7 +161,7 @@ class CAPOTrainer(ResumableDPOTrainer):
         groups = self._capo_index.groups(pairs, labels, len(rho), self.accelerator)
         margin = references[0] - references[1]
         standardised = torch.zeros_like(margin, dtype=torch.float32)
-        if self._capo_asks_reference:
+        if self.args.asks_reference:
             standardised = standardised_margin(margin, sum(inputs["completion_mask"].sum(dim=1).chunk(2)))
         rate, told = self._capo_rates(groups, pairs, standardised)
         agreed = confidence_scale(rho, noise_rate=rate, temperature=self._capo_temperature)

@@ -14,6 +14,7 @@ from trl_capo.audit.dynamics import read_dynamics
 from trl_capo.audit.judgement import EVIDENCE, judge
 from trl_capo.audit.page import write_page
 from trl_capo.audit.plots import plot_audit
+from trl_capo.audit.remarks import remarks_on
 from trl_capo.audit.report import rate_table, report
 from trl_capo.audit.source import (
     FOLDER,
@@ -23,7 +24,6 @@ from trl_capo.audit.source import (
     find_log,
     find_names,
     find_truth,
-    log_remarks,
 )
 from trl_capo.audit.suspects import Ranking, write_suspects
 from trl_capo.pair_log import Log
@@ -42,7 +42,7 @@ class Audit:
         rates: what the report's table of noise rates says: headings, a row for every group, one for all pairs.
         wrong: (N,) which of the ranked pairs have a wrong label, where the data say so (`is_noisy`, true or false).
         folder: where the files are.
-        remarks: what the log lacks.
+        remarks: what the log lacks, and where its training may have been misled.
     """
 
     ranking: Ranking
@@ -100,9 +100,10 @@ def audit(
     given = {"dataset_config": dataset_config, "dataset_split": dataset_train_split}
     given |= {} if isinstance(dataset, Dataset) else {"dataset_name": dataset}
     commands = cleaning_commands(log, given, put_noise, folder / "suspects.parquet")
+    remarks = remarks_on(log, ranking)
     told = {"group_name": group_name, "top": top, "used": used, "title": title, "commands": commands}
-    _write(ranking, wrong, log, told, folder)
-    return Audit(ranking, rate_table(ranking, wrong, group_name), wrong, folder, log_remarks(log))
+    _write(ranking, wrong, log, told, remarks, folder)
+    return Audit(ranking, rate_table(ranking, wrong, group_name), wrong, folder, remarks)
 
 
 def _check_output(folder: Path) -> Path:
@@ -125,7 +126,14 @@ def _name(log: Log, dataset: Dataset | str | None) -> str:
     return name or "unknown: the log does not name them, so there are no texts. Give --dataset_name"
 
 
-def _write(ranking: Ranking, wrong: np.ndarray | None, log: Log, told: Mapping[str, Any], folder: Path) -> None:
+def _write(
+    ranking: Ranking,
+    wrong: np.ndarray | None,
+    log: Log,
+    told: Mapping[str, Any],
+    remarks: list[str],
+    folder: Path,
+) -> None:
     """Make the files in a folder of their own first, so that what fails leaves an earlier audit as it was."""
     judgement = ranking.judgement
     true = None
@@ -145,8 +153,8 @@ def _write(ranking: Ranking, wrong: np.ndarray | None, log: Log, told: Mapping[s
             group_name=told["group_name"],
             counts=counts or None,
         )
-        plots, remarks = plot_audit(ranking, true, made)
-        text = report(ranking, wrong, **told, plots=plots, remarks=[*log_remarks(log), *remarks])
+        plots, of_plots = plot_audit(ranking, true, made)
+        text = report(ranking, wrong, **told, plots=plots, remarks=[*remarks, *of_plots])
         (made / "report.md").write_text(text, encoding="utf-8")
         for name in FILES:
             (folder / name).unlink(missing_ok=True)

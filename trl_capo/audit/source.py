@@ -14,7 +14,6 @@ from trl_capo.groups import DEFAULT_COLUMN, find_groups
 from trl_capo.noise import inject_noise
 from trl_capo.noise_checks import IS_NOISY
 from trl_capo.pair_log import INFO, Log, fingerprint, read_log
-from trl_capo.plain import first_few
 
 FOLDER = "pair_log"
 """Of a log, within the folder of a run."""
@@ -38,23 +37,6 @@ def find_log(run: str | Path) -> Log:
             "of a training with pair_log: true, or the folder of a log."
         )
     return read_log(found)
-
-
-def log_remarks(log: Log) -> list[str]:
-    """What the log lacks, as far as its steps tell, and what that means for an audit."""
-    found = []
-    if log.first_step > 1:
-        found.append(
-            f"The log begins with step {log.first_step:,}. What it says of first sight, before the model had learned "
-            "from a pair, is that only of pairs that were not trained on in earlier steps."
-        )
-    if log.gaps:
-        gaps = first_few(f"{first:,} to {last:,}" if first < last else f"{first:,}" for first, last in log.gaps)
-        found.append(
-            f"The log lacks steps {gaps}: files are gone, or nothing was logged then. Pairs of these steps count as "
-            "seen less often, or as never seen."
-        )
-    return found
 
 
 def find_data(log: Log, name: str | None, config: str | None, split: str | None) -> tuple[Dataset | None, bool]:
