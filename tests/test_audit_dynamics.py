@@ -79,14 +79,16 @@ def test_scores_of_four_pairs_worked_by_hand(tmp_path):
     assert forgetting_events(pairs).tolist() == [0, 2, 4, 1]  # the third was never learned; 0 is not learned yet
 
 
-def test_the_trainings_rates_are_the_last_of_the_first_epoch(tmp_path):
+def test_the_trainings_rates_are_those_it_ended_the_first_epoch_with(tmp_path):
+    """They show in the rows of later epochs, where they are frozen, if a group has any; else in its last row."""
     rows = [row(0, 0, 1, group="de", group_noise_rate=0.25), row(1, 0, 1, group="sw", group_noise_rate=0.25)]
     rows += [row(2, 0, 1, group="de", group_noise_rate=0.125), row(3, 0, 1, group_noise_rate=0.5)]
-    rows += [row(0, 1, 1, group="de", group_noise_rate=0.75)]  # a pair's own rate
-    expected = {"de": 0.125, "sw": 0.25, None: 0.5}
+    rows += [row(0, 1, 1, group="de", group_noise_rate=0.375)]
+    expected = {"de": 0.375, "sw": 0.25, None: 0.5}
     for shard in (1, 2, 5):
         folder = tmp_path / str(shard)
         assert read_dynamics(make_log(folder, rows, 4, shard)).training_rates == expected
+    assert read_dynamics(make_log(tmp_path / "one epoch", rows[:4], 4)).training_rates["de"] == 0.125
 
 
 def test_a_fixed_rate_is_no_estimate(tmp_path):

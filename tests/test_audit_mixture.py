@@ -129,11 +129,14 @@ def test_a_margin_far_out_leaves_the_scores_of_its_group(outlier, others):
 
 @pytest.mark.parametrize("margins", [np.zeros(7), np.full(7, 3.0), np.array([2.0]), -np.arange(1.0, 8.0)], ids=str)
 def test_margins_without_two_kinds_give_finite_numbers(margins):
+    """But of margins that are all one nothing is known, and the error says so."""
     groups = np.zeros(len(margins), int)
     rates, errors = noise_rates(margins, groups, 1)
     assert 0 < rates[0] < 1
-    assert np.isfinite(errors).all()
+    assert errors[0] == np.inf if len(set(margins)) == 1 else 0 < errors[0] < 1
     assert np.isfinite(log_odds(margins, groups, rates)).all()
+    rates, intervals = combine(rates, errors, np.full(1, np.nan), one_pass=False)
+    assert intervals.tolist() == [[0, 1]] or len(set(margins)) > 1
 
 
 def test_the_signed_logarithm_is_in_units_of_the_median():

@@ -26,8 +26,9 @@ class Dynamics:
         total: pairs of the data, seen or not.
         fingerprint: of the data.
         labels: names of the groups.
-        training_rates: the noise rate of every group as the training had estimated it when its first epoch ended, and
-            of pairs without a group under None; empty where it was a fixed number.
+        training_rates: the last noise rate of every group, as the training had estimated it when its first epoch
+            ended (in a log of that epoch alone, before the step that met the group last), and of pairs without a
+            group under None; empty where it was a fixed number.
         pair: (N,) rows in the data.
         group: (N,) places in `labels`, -1 for none.
         epochs: (N,) how often seen.
@@ -92,7 +93,7 @@ def read_dynamics(log: Log) -> Dynamics:
             rows["confidence"] = 1.0 / (1.0 + np.exp(-np.clip(rows["relative_reward"].astype(float), -700.0, 700.0)))
         if len(rows["pair"]) and not (rows["pair"].min() >= 0 and rows["pair"].max() < total):
             raise ValueError(f"{str(log.folder)!r}: the log has a pair that is not among its data's {total:,}.")
-        _first_rates(rows, rates, spread)
+        _last_rates(rows, rates, spread)
         for part in _passes(rows, kept["last_epoch"]):
             _add(part, kept)
     seen = np.flatnonzero(kept["epochs"])
@@ -125,12 +126,10 @@ def _columns(batch: pa.RecordBatch, labels: dict[str, int]) -> dict[str, np.ndar
     return columns
 
 
-def _first_rates(rows: Mapping[str, np.ndarray], rates: dict[int, float], spread: set[float]) -> None:
-    """Note the last noise rate of every group in the first epoch, and two values where it is not always the same."""
-    first = np.flatnonzero(rows["epoch"] == 0)
-    if len(first):
-        group, rate = rows["group"][first], rows["group_noise_rate"][first]
-        codes, last = np.unique(group[::-1], return_index=True)
+def _last_rates(rows: Mapping[str, np.ndarray], rates: dict[int, float], spread: set[float]) -> None:
+    """Note the last noise rate of every group, and two values where it is not always the same."""
+    if len(rate := rows["group_noise_rate"]):
+        codes, last = np.unique(rows["group"][::-1], return_index=True)
         rates.update(zip(codes.tolist(), rate[::-1][last].tolist(), strict=True))
         spread |= {float(rate.min()), float(rate.max())}
 

@@ -12,7 +12,7 @@ from trl_capo.statistics import Z95
 EVIDENCE = ("mean_margin", "first_margin")
 """Margins to judge by: the mean over all passes, or the one before the model learned from the pair."""
 FLIP, LOOK = 0.9, 0.3
-"""From which score on a label is better flipped, and worth a look. Of ten at 0.9, about one is right all the same."""
+"""From which score on a label is better flipped, and worth a look; docs/audit.md has how many of them are wrong."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def judge(pairs: Dynamics, evidence: str = "mean_margin", names: np.ndarray | No
     """
     trained_as = pairs.group_names()
     names = trained_as if names is None else names
-    groups, place = np.unique(["" if name is None else name for name in names], return_inverse=True)
+    named = np.array(["" if name is None else name for name in names], dtype=object)
+    groups, place = np.unique(named, return_inverse=True)  # of objects: an array of text pads all to the longest
     margins = getattr(pairs, evidence).astype(float)
     mixed, error = noise_rates(margins, place, len(groups))
     trained = np.array([pairs.training_rates.get(group or None, np.nan) for group in groups.tolist()])

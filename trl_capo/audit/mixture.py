@@ -100,6 +100,7 @@ def noise_rates(margins: np.ndarray, groups: np.ndarray, count: int, seed: int =
 
     Errors have two parts: a bootstrap's, of as many pairs, drawn from the group's own and the shared ones; and, since
     the shared ones' share in the estimate says nothing of this group, that share of a label's own standard deviation.
+    Where all margins are one, nothing is known, and errors are infinite.
 
     Args:
         margins: (N,) finite, of pairs.
@@ -118,7 +119,7 @@ def noise_rates(margins: np.ndarray, groups: np.ndarray, count: int, seed: int =
         borrowed = SHARED_PAIRS / (pairs + SHARED_PAIRS)
         spread = fit(places, draws + shared).rate.std()
         errors[group] = np.hypot(spread, borrowed * np.sqrt(rates[group] * (1.0 - rates[group])))
-    return rates, errors
+    return rates, errors if np.ptp(margins) > 0 else np.full(count, np.inf)
 
 
 def log_odds(margins: np.ndarray, groups: np.ndarray, rates: np.ndarray) -> np.ndarray:

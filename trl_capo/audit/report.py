@@ -36,15 +36,17 @@ def rate_table(ranking: Ranking, wrong: np.ndarray | None, group_name: str) -> l
             cells += [_percent(wrong[member].mean()), _percent(auroc(found.log_odds[member], wrong[member]))]
         return cells
 
-    if list(found.groups) != [""]:
-        for group, name in enumerate(found.groups.tolist()):
-            low, high = found.intervals[group]
-            rate = f"{_percent(found.rates[group])} [{_percent(low)}, {_percent(high)}]"
-            rates = found.mixture_rates[group], found.training_rates[group]
-            rows.append(row(name or "(no group)", found.place == group, rate, *rates))
+    told = [
+        f"{_percent(rate)} [{_percent(low)}, {_percent(high)}]"
+        for rate, (low, high) in zip(found.rates, found.intervals, strict=True)
+    ]
+    alone = list(found.groups) == [""]
+    for group, name in enumerate([] if alone else found.groups.tolist()):
+        rates = found.mixture_rates[group], found.training_rates[group]
+        rows.append(row(name or "(no group)", found.place == group, told[group], *rates))
     everyone = np.ones(len(found.place), dtype=bool)
     overall = [float(rates[found.place].mean()) for rates in (found.mixture_rates, found.training_rates)]
-    rows.append(row("all pairs", everyone, _percent(found.overall_rate), *overall))
+    rows.append(row("all pairs", everyone, told[0] if alone else _percent(found.overall_rate), *overall))
     return rows
 
 
@@ -105,7 +107,8 @@ def _counts(ranking: Ranking) -> list[str]:
     lines = [
         f"{count_pairs(len(asked))} ranked by how likely the label is wrong: {(asked == 'flip').sum():,} with a "
         f"score of {FLIP:g} or more (suggestion: flip), {(asked == 'look').sum():,} with {LOOK:g} or more (look). The "
-        "score is a probability: of the pairs with a score of about 0.9, about nine in ten are expected to be wrong."
+        "score estimates the probability that the label is wrong; of labels flipped at random, those with a high score "
+        "were wrong somewhat less often than it says."
     ]
     unseen = ranking.pairs.total - len(asked)
     if unseen:
