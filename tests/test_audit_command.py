@@ -96,7 +96,7 @@ def test_without_a_data_set_pairs_are_ranked_without_texts(tmp_path, call):
     make_log(tmp_path / "pair_log", rows, 9)
     code, output, errors = call(tmp_path / "pair_log")
     assert (code, errors) == (0, "")
-    assert "The log does not name its data set, so the files have no texts." in output
+    assert "The log names no data set, so the files have no texts." in output
     assert "1 of 9 pairs were never seen and are not ranked." in output
     found = pq.read_table(tmp_path / "audit" / "suspects.parquet").to_pylist()
     assert [line["pair"] for line in found] == list(range(1, 9))
@@ -188,7 +188,7 @@ def test_logs_that_cannot_be_used_are_refused(run, tmp_path, call, damage, messa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--top", "0"], "top=0: at least one suspect must be written"),
+        (["--top", "0"], "top=0: so many suspects are written. Give a whole number above 0"),
         (["--top", "many"], "--top: invalid int value: 'many'"),
         (["--score", "luck"], "score='luck': there is no such score. Choose one of mean_margin, first_margin."),
         (["--group_column", "tongue"], "group_column='tongue': the data set has no such column"),

@@ -1,4 +1,4 @@
-"""What is in the page of suspects, read without a browser; what it does in one: test_audit_page_browser.py."""
+"""What is in the page of suspects, read without a browser; what it does in one: test_audit_page_*.py."""
 
 import base64
 import hashlib

@@ -13,7 +13,7 @@ def test_hostile_texts_are_shown_as_text(open_page):
     ]
     page = open_page(rows, title=HOSTILE[1], group_name=HOSTILE[0], counts={HOSTILE[0]: 1})
     for hostile in HOSTILE:
-        shown = hostile.translate({0: "␀", 0x1B: "␛", 0x7F: "␡"})
+        shown = hostile.translate({0: "␀", 0x1B: "␛", 0x7F: "␡", 0x202E: r"\u202e"})
         assert [text(page, id) for id in ("prompt", "chosen", "rejected", "reasons")] == [
             shown,
             shown,
@@ -21,6 +21,7 @@ def test_hostile_texts_are_shown_as_text(open_page):
             shown,
         ]
         assert text(page, "name").count(shown) == 2  # id and group
+        assert page.locator("#name bdi").all_text_contents() == [shown, shown]  # each with a direction of its own
         press(page, "n")
     assert page.title() == HOSTILE[1]
     assert page.locator(".text img, .text script, #list img, #list script, h1 *").count() == 0

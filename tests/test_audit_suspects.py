@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +15,6 @@ from datasets import Dataset
 
 from trl_capo.audit.dynamics import read_dynamics
 from trl_capo.audit.judgement import judge
-from trl_capo.audit.plots import plot_audit
-from trl_capo.audit.report import report
 from trl_capo.audit.suspects import SCHEMA, Ranking, cell, write_suspects
 from trl_capo.audit.texts import flatten
 from trl_capo.pair_log import fingerprint
@@ -180,58 +179,12 @@ def test_messages_become_lines():
     assert (flatten("text"), flatten(None)) == ("text", None)
 
 
-def test_a_report_shows_text_as_text(ranking):
-    options = {"title": "r_un", "used": {}, "group_name": "language", "top": 10, "plots": {}, "remarks": []}
-    options["commands"] = ["trl-capo clean --x `y`\n"]
-    text = report(ranking, None, **options)
-    assert "<script" not in text
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert '<div dir="auto">مرحبا بك</div>' in text
-    assert "日本\\u2028語" in text
-    assert "\x07" not in text
-    assert "# Audit of r\\_un\n" in text
-    assert "1 pair of the data never seen" in text
-    assert "\n      trl-capo clean --x `y`\\n\n" in text
-    blocks = [line for line in text.split("\n") if line.startswith("<blockquote>")]
-    assert len(blocks) == 3 * 20
-    assert all(line.endswith("</blockquote>") for line in blocks)  # so that Markdown means nothing within
-
-
-def test_a_report_shows_lines_however_they_end(ranking):
-    options = {"title": "run", "used": {}, "group_name": "group", "top": 1, "plots": {}, "remarks": [], "commands": []}
-    data = ranking.data.map(lambda row: {"chosen": "one\r\ntwo\rthree\nfour\r\n"})
-    text = report(replace(ranking, data=data), None, **options)
-    said = "".join(f'<div dir="auto">{line}</div>' for line in ("one", "two", "three", "four", "&nbsp;"))
-    assert text.count(f"<blockquote>{said}</blockquote>") == 20
-
-
-def test_a_report_says_where_its_rates_come_from(ranking):
-    """Three passes, judged by all or by the first, with the training's rates and with groups that it did not know."""
-    options = {"title": "run", "used": {}, "group_name": "group", "top": 1, "plots": {}, "remarks": [], "commands": []}
-    others = np.array(["x"] * 89, dtype=object)
-    for evidence, names, said in (
-        ("mean_margin", None, "the mean of two estimates"),
-        ("first_margin", None, "the training's own estimate. Of margins at first sight the mixture finds too much"),
-        (
-            "mean_margin",
-            others,
-            "alone, since the training estimated none for these groups.\n- Pairs on",
-        ),
-        ("first_margin", others, "Of margins at first sight a mixture finds far too much"),
-    ):
-        judged = replace(ranking, judgement=judge(ranking.pairs, evidence, names))
-        assert said in report(judged, None, **options)
-
-
-def test_plots_are_drawn_for_many_groups_and_names_that_no_font_has(tmp_path):
-    names = ("$x$", "\ue000private", "العربية")
-    ranking, wrong = make_ranking(tmp_path / "log", names=names)
-    rates = np.array([wrong[ranking.judgement.place == place].mean() for place in range(3)])
-    files, remarks = plot_audit(ranking, rates, tmp_path)
-    assert set(files) == {"data_map.png", "noise_rates.png"}
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in files)
-    assert any("private" in line for line in remarks)
-    many, _ = make_ranking(tmp_path / "many", size=300)
-    from_pairs = np.array([f"g{number % 70}" for number in range(299)], dtype=object)
-    _, remarks = plot_audit(Ranking(many.pairs, judge(many.pairs, names=from_pairs), None), None, tmp_path)
-    assert remarks == ["The plot of noise rates leaves out 10 groups with lower ones."]
+def test_reasons_name_the_group_as_it_is_called(tmp_path):
+    generator = np.random.default_rng(0)
+    few, many = two_kinds(generator, 200, 0.1)[0], two_kinds(generator, 200, 0.4)[0]
+    rows = [row(pair, 0, margin, group="de") for pair, margin in enumerate(few)]
+    rows += [row(200 + pair, 0, margin, group="sw") for pair, margin in enumerate(many)]
+    pairs = read_dynamics(make_log(tmp_path, rows, 400))
+    found = [reason for line in Ranking(pairs, judge(pairs), None).rows() for reason in line["reasons"]]
+    assert any(re.fullmatch(r"about \d+% of the labels of 'sw' look wrong", reason) for reason in found)
+    assert "np." not in " ".join(found)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import datetime
 
 import pytest
 from conftest import logged, make_pairs
@@ -45,7 +46,18 @@ def clean(place, capfd):
 
 
 def swapped(row: dict) -> dict:
-    return row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+    truth = {"is_noisy": not row["is_noisy"]} if "is_noisy" in row else {}
+    return row | {"chosen": row["rejected"], "rejected": row["chosen"]} | truth
+
+
+@pytest.mark.parametrize("ids", [[datetime(2024, 1, 1 + i) for i in range(8)], [bytes([i, 255]) for i in range(8)]])
+def test_ids_that_are_no_text_are_told_as_text(place, clean, ids):
+    pairs = make_pairs(8).remove_columns("id").add_column("id", ids)
+    pairs.to_parquet(place / "pairs.parquet")
+    code, _, errors = clean(dataset_name=place / "pairs.parquet", decisions=place / "decisions.jsonl")
+    assert code == 0, errors
+    changes = [json.loads(line) for line in (place / "out" / "changes.jsonl").read_text().splitlines()]
+    assert [change["id"] for change in changes] == [str(ids[0]), str(ids[2])]
 
 
 def test_decisions_applied_give_the_data_and_say_what_was_changed(place, clean):

@@ -22,7 +22,7 @@ def rows(count: int = 10) -> Dataset:
 
 def flipped(row: dict) -> dict:
     swapped = {"chosen": row["rejected"], "rejected": row["chosen"], "chosen_rating": 1, "rejected_rating": 5}
-    return row | swapped | {"ref_chosen_logps": -3.0, "ref_rejected_logps": -2.0}
+    return row | swapped | {"ref_chosen_logps": -3.0, "ref_rejected_logps": -2.0, "is_noisy": not row["is_noisy"]}
 
 
 # Ten pairs; row 7 is the worst, and 4 the next. Nothing is known of rows 8 and 9.
@@ -44,6 +44,27 @@ def test_decisions_give_exactly_the_expected_rows():
         {"pair": 2, "id": "pair-2", "decision": "flip", "why": "decided by hand", "score": None},
         {"pair": 5, "id": "pair-5", "decision": "drop", "why": "decided by hand: not a sentence", "score": None},
     ]
+
+
+def test_equal_answers_are_flipped_with_what_belongs_to_them():
+    data = rows().map(
+        lambda row, index: {"rejected": row["chosen"] if index == 4 else row["rejected"]}, with_indices=True
+    )
+    cleaned = clean(data, decisions={4: Decision("flip", None)})
+    assert cleaned.dataset[4] == flipped(data[4])
+    assert cleaned.done[4] == "flip"
+
+
+def test_only_a_truth_of_true_and_false_turns_with_its_label():
+    data = rows().remove_columns("is_noisy")
+    flips = {row: Decision("flip", None) for row in (0, 1, 2)}
+    for values, after in (
+        ([True, None, False], [False, None, True]),
+        ([1, 0, 2], [1, 0, 2]),
+        (["no"] * 3, ["no"] * 3),
+    ):
+        marked = data.add_column("is_noisy", values + values[:1] * 7)
+        assert clean(marked, decisions=flips).dataset["is_noisy"][:] == after + values[:1] * 7
 
 
 @pytest.mark.parametrize("form", [lambda row: row, as_conversation])

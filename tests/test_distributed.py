@@ -46,6 +46,7 @@ def assert_same_training(one: dict, other: dict, but: tuple[str, ...] = (), atol
 def assert_same_pairs(one: list[dict], other: list[dict]):
     """The rows of pair logs, in each step in whatever order; rows 22 and 23 of `uneven` are 0 and 1 once more."""
     assert len(one) == len(other)
+    assert all([row["step"] for row in rows] == sorted(row["step"] for row in rows) for rows in (one, other))
     ordered = [sorted(rows, key=lambda row: (row["step"], row["pair"] % 22, row["pair"])) for rows in (one, other)]
     for expected, found in zip(*ordered, strict=True):
         assert [found["pair"] % 22, found["group"]] == [expected["pair"] % 22, expected["group"]]

@@ -122,6 +122,9 @@ def test_a_spoilt_shard_is_named_by_who_reads_and_who_goes_on(folder, spoil):
         ("[]", "log.json' cannot be read"),
         ('{"format": 1}', "it was written by another version"),
         ('{"format": 2, "pairs": 3}', "fingerprint"),
+        ('{"format": 2, "pairs": "3", "fingerprint": "x"}', "a value is of another type"),
+        ('{"format": 2, "pairs": 3, "fingerprint": "x", "source": [1]}', "log.json' cannot be read"),
+        ('{"format": 2, "pairs": 3, "fingerprint": "x", "source": {"dataset_name": 5}}', "a value is of another type"),
     ],
 )
 def test_a_log_without_sound_information_is_refused(folder, content, said):

@@ -117,6 +117,9 @@ def test_suspects_are_the_same_from_every_format_the_worst_first(tmp_path, write
         ({"pair": 1, "score": 1.5}, "score=1.5: it lies in [0, 1]"),
         ({"pair": 1, "score": float("nan")}, "score=nan: it lies in [0, 1]"),
         ({"pair": 0, "score": 0.5}, "pair=0: it is there already"),
+        ({"pair": 1, "score": 10**400}, "pair=1, score=1000"),
+        ({"pair": 1, "score": 0.5, "reasons": 5}, "reasons=5: it is text, or a list of texts"),
+        ({"pair": 1, "score": 0.5, "reasons": ["a", None]}, "reasons=['a', None]: it is text, or a list of texts"),
     ],
     ids=str,
 )

@@ -11,8 +11,9 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Value
 
+from trl_capo.noise_checks import IS_NOISY
 from trl_capo.row_changes import swap_answers
 from trl_capo.verdicts import Decision, Suspect
 from trl_capo.weights import WEIGHT
@@ -90,7 +91,8 @@ def clean(
 
     Returns:
         The rows that were kept or flipped, in their order; answers are swapped with all columns that belong to them
-        (docs/noise.md). A line of `changes` has pair (the row before), id, decision, why and score.
+        (docs/noise.md), and what a column `is_noisy` of true and false says of the label turns with it. A line of
+        `changes` has pair (the row before), id, decision, why and score.
 
     Raises:
         ValueError: rules that cannot be followed, or nothing is left.
@@ -110,19 +112,32 @@ def clean(
         raise ValueError("every pair would be dropped, and none is left. Drop fewer.")
     cleaned, flipped = dataset.with_format(None), np.flatnonzero(np.array(done) == "flip")
     if len(flipped):
-        cleaned, _ = swap_answers(cleaned, flipped, "Flipping")
+        cleaned, _ = swap_answers(cleaned, flipped, "Flipping", equal_too=True)
+        cleaned = _turn_truth(cleaned, set(flipped.tolist()))
     if rules.weight:
         weights = [_weight(row, what, decisions, suspects) for row, what in enumerate(done)]
         if not any(weights[row] for row in kept):
             raise ValueError("weight: it would be 0 for every pair that is left, and nothing could be learned.")
         cleaned = cleaned.add_column(WEIGHT, weights)
-    ids = dataset["id"][:] if "id" in dataset.column_names else [None] * len(dataset)
+    ids = dataset.with_format(None)["id"][:] if "id" in dataset.column_names else [None] * len(dataset)
     changes = [
         {"pair": row, "id": ids[row], "decision": what, "why": planned[row][1], "score": _score(row, suspects)}
         for row, what in enumerate(done)
         if what != "keep"
     ]
     return Cleaned(cleaned.select(kept), done, changes)
+
+
+def _turn_truth(dataset: Dataset, flipped: set[int]) -> Dataset:
+    """The data set with the truth about flipped labels the other way round, where it is known."""
+    if IS_NOISY not in dataset.column_names or dataset.features[IS_NOISY] != Value("bool"):
+        return dataset
+
+    def turn(batch: dict[str, list], rows: list[int]) -> dict[str, list]:
+        known = zip(rows, batch[IS_NOISY], strict=True)
+        return {IS_NOISY: [not value if row in flipped and value is not None else value for row, value in known]}
+
+    return dataset.map(turn, with_indices=True, batched=True, features=dataset.features, desc="Flipping")
 
 
 def _by_rules(rules: Rules, suspects: Mapping[int, Suspect], rows: int) -> dict[int, tuple[str, str]]:

@@ -155,7 +155,7 @@ def read_log(folder: Path) -> Log:
     log = Log(folder, _read_info(folder), _apart(_shards(folder)))
     _refuse_damaged(log.shards)
     if not log.shards:
-        raise ValueError(f"{str(folder)!r}: the pair log is empty: no step of its training was finished.")
+        raise ValueError(f"{str(folder)!r}: the pair log is empty: its training ended before it had written any rows.")
     return log
 
 
@@ -199,7 +199,11 @@ def _read_info(folder: Path) -> LogInfo:
         content = json.loads((folder / INFO).read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise ValueError("it was written by another version")
-        return LogInfo(**content)
+        info = LogInfo(**content)
+        names = map(dict(info.source or {}).get, ("dataset_name", "dataset_config", "dataset_train_split"))
+        if type(info.pairs) is not int or {type(text) for text in (info.fingerprint, *names)} - {str, type(None)}:
+            raise TypeError("a value is of another type")
+        return info
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{str(folder / INFO)!r} cannot be read ({error}). {_ANEW}") from error
 
@@ -228,8 +232,7 @@ def _shards(folder: Path) -> list[Path]:
 
 def _steps(shard: Path) -> tuple[int, int]:
     """The first and the last step in it."""
-    first, last = map(int, _SHARD.fullmatch(shard.name).groups())
-    return first, last
+    return tuple(map(int, _SHARD.fullmatch(shard.name).groups()))
 
 
 def _cut(shard: Path, step: int) -> None:

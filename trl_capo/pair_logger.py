@@ -21,6 +21,8 @@ from trl_capo.paths import output_folder
 
 BUFFERED_PAIRS = 8192
 """Rows that wait on every process, about; each takes 48 bytes of the device."""
+FIRST_STEPS = 8
+"""Steps that wait at first; then each time twice as many, so that one that ends early leaves most of its log."""
 
 
 class PairLogger(TrainerCallback):
@@ -48,6 +50,7 @@ class PairLogger(TrainerCallback):
         self._forget()
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
         self._most_steps = math.ceil(BUFFERED_PAIRS / per_step)  # the same on all processes
+        self._waiting_steps = FIRST_STEPS
         if PartialState().is_main_process:
             self._log = PairLog(self.folder, replace(self.info, source=self.source), state.global_step)
 
@@ -64,7 +67,8 @@ class PairLogger(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self._steps += 1
-        if self._steps >= self._most_steps:
+        if self._steps >= min(self._waiting_steps, self._most_steps):
+            self._waiting_steps *= 2
             self.flush()
 
     def on_train_end(self, args, state, control, **kwargs) -> None:

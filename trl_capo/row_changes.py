@@ -19,22 +19,27 @@ def answer_columns(dataset: Dataset) -> list[str]:
     return [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
 
 
-def swap_answers(dataset: Dataset, rows: np.ndarray, desc: str) -> tuple[Dataset, set[int]]:
+def swap_answers(
+    dataset: Dataset, rows: np.ndarray, desc: str, *, equal_too: bool = False
+) -> tuple[Dataset, set[int]]:
     """The data set with the answers of some rows swapped, and all columns that are named after them.
 
     Args:
         dataset: preference pairs.
         rows: (R,) their numbers.
         desc: what is done, for the progress bar.
+        equal_too: whether columns are swapped where the answers themselves are equal.
 
     Returns:
-        The data set, and the rows that changed: those whose answers differ.
+        The data set, and the rows that changed.
     """
     pairs = paired_columns(dataset.column_names)
     partners = pairs | {rejected: chosen for chosen, rejected in pairs.items()}
 
     def change(index: int, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        return None if row["chosen"] == row["rejected"] else {name: row[other] for name, other in partners.items()}
+        if row["chosen"] == row["rejected"] and not equal_too:
+            return None
+        return {name: row[other] for name, other in partners.items()}
 
     return change_rows(dataset, rows, change, list(partners), partners, desc)
 

@@ -83,8 +83,8 @@ def read_suspects(name: str, dataset: Dataset) -> dict[int, Suspect]:
         if fault:
             problems.append(f"line {line}: {fault}")
             continue
-        pair, reasons = int(entry["pair"]), entry.get("reasons") or []
-        found[pair] = Suspect(float(entry["score"]), reasons if isinstance(reasons, list) else [reasons])
+        pair = int(entry["pair"])
+        found[pair] = Suspect(float(entry["score"]), _reasons(entry))
         if _differs(entry, rows[pair], own):
             strange.append(f"line {line}")
     if strange:
@@ -117,13 +117,20 @@ def _suspect_fault(entry: Mapping[str, Any], rows: int, before: Mapping[int, Sus
         return f"it has no {', '.join(map(repr, missing))}"
     try:
         pair, score = int(entry["pair"]), float(entry["score"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return f"pair={entry['pair']!r}, score={entry['score']!r}: they are numbers"
     if not (0 <= pair < rows and str(pair) == str(entry["pair"])):
         return f"pair={entry['pair']}: the data set has rows 0 to {rows - 1:,}"
     if pair in before:
         return f"pair={pair}: it is there already"
+    if not all(isinstance(reason, str) for reason in _reasons(entry)):
+        return f"reasons={entry['reasons']!r}: it is text, or a list of texts"
     return None if 0 <= score <= 1 else f"score={score}: it lies in [0, 1]"  # which NaN does not
+
+
+def _reasons(entry: Mapping[str, Any]) -> list[Any]:
+    told = entry.get("reasons")
+    return told if isinstance(told, list) else [] if told is None else [told]
 
 
 def _differs(entry: Mapping[str, Any], row: Mapping[str, Any], own: str) -> bool:

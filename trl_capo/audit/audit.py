@@ -78,8 +78,10 @@ def audit(
     Raises:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
-    if top <= 0:
-        raise ValueError(f"top={top}: at least one suspect must be written. Give a number above 0.")
+    if not isinstance(top, int) or top <= 0:
+        raise ValueError(f"top={top!r}: so many suspects are written. Give a whole number above 0.")
+    if not isinstance(dataset, Dataset | str | None):
+        raise ValueError(f"dataset: a {type(dataset).__name__}. Give one split of pairs, or the name of a data set.")
     if evidence not in EVIDENCE:
         raise ValueError(f"score={evidence!r}: there is no such score. Choose one of {', '.join(EVIDENCE)}.")
     log = find_log(run)

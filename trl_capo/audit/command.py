@@ -70,7 +70,10 @@ def _say(found: Audit) -> None:
     for remark in found.remarks:
         print(remark)
     if found.ranking.data is None:
-        print("The log does not name its data set, so the files have no texts. Give --dataset_name.")
+        print(
+            "The log names no data set, so the files have no texts. Give --dataset_name; of a mixture, call "
+            "trl_capo.audit.audit.audit with its pairs."
+        )
     print(plain(f"Report: {found.folder / 'report.md'}"))
 
 

@@ -136,8 +136,9 @@ function element(name, ...content) {
   return made;
 }
 
-function visible(text) { // control characters as pictures of them
-  return String(text).replace(/[\0-\x08\x0b-\x1f\x7f]/g, (c) => (c === "\x7f" ? "\u2421" : String.fromCharCode(0x2400 + c.charCodeAt())));
+function visible(text) { // control characters as pictures of them, turns of the reading direction as escapes
+  const shown = String(text).replace(/[\0-\x08\x0b-\x1f\x7f]/g, (c) => (c === "\x7f" ? "\u2421" : String.fromCharCode(0x2400 + c.charCodeAt())));
+  return shown.replace(/[\u202a-\u202e\u2066-\u2069]/g, (c) => `\\u${c.charCodeAt().toString(16)}`);
 }
 
 function language(group) { // glyphs of Han characters depend on it

@@ -39,11 +39,13 @@ def plot_audit(ranking: Ranking, true_rates: np.ndarray | None, folder: Path) ->
     files = {}
     with matplotlib.rc_context({"font.family": fonts}):
         if ranking.pairs.passes > 1:
-            shown = _data_map(ranking, names, folder / "data_map.png")
+            figure, shown = data_map(ranking, names)
+            figure.savefig(folder / "data_map.png", format="png")
             files["data_map.png"] = f"Data map: mean confidence against variability of {shown}"
         else:
             remarks.append("There is no data map: pairs were seen once, so their confidence does not vary.")
-        left_out = _rates(ranking, names, true_rates, folder / "noise_rates.png")
+        figure, left_out = rates(ranking, names, true_rates)
+        figure.savefig(folder / "noise_rates.png", format="png")
         files["noise_rates.png"] = "Noise rate of every group, with 95 % intervals"
         remarks += [f"The plot of noise rates leaves out {left_out} groups with lower ones."] if left_out else []
     return files, remarks
@@ -65,8 +67,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _data_map(ranking: Ranking, names: list[str], path: Path) -> str:
-    """A point a pair; returns how many of them it shows."""
+def data_map(ranking: Ranking, names: list[str]) -> tuple[Any, str]:
+    """A figure with a point a pair, and how many of them it shows."""
     import matplotlib
     from matplotlib.lines import Line2D
 
@@ -108,12 +110,11 @@ def _data_map(ranking: Ranking, names: list[str], path: Path) -> str:
     axes.grid(color="0.92")
     for height, words in ((0.02, "below: hardly believed, probably wrong"), (0.96, "above: always believed")):
         axes.text(0.99, height, words, transform=axes.transAxes, fontsize=8, color="0.35", ha="right")
-    figure.savefig(path, format="png")
-    return f"{len(drawn):,} of {total:,} pairs" if total > len(drawn) else f"{total:,} pairs"
+    return figure, f"{len(drawn):,} of {total:,} pairs" if total > len(drawn) else f"{total:,} pairs"
 
 
-def _rates(ranking: Ranking, names: list[str], true_rates: np.ndarray | None, path: Path) -> int:
-    """A line a group, the highest rate above; returns how many groups are left out."""
+def rates(ranking: Ranking, names: list[str], true_rates: np.ndarray | None) -> tuple[Any, int]:
+    """A figure with a line a group, the highest rate above, and how many groups are left out."""
     from matplotlib.ticker import PercentFormatter
 
     found = ranking.judgement
@@ -143,5 +144,4 @@ def _rates(ranking: Ranking, names: list[str], true_rates: np.ndarray | None, pa
     axes.set_xlabel("share of labels that are wrong")
     axes.grid(axis="x", color="0.88")
     figure.legend(loc="outside upper center", fontsize=8, ncols=3, frameon=False)
-    figure.savefig(path, format="png")
-    return len(names) - len(shown)
+    return figure, len(names) - len(shown)

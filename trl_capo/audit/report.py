@@ -96,7 +96,9 @@ def report(
     for row in ranking.rows(0, count):
         lines += _suspect(row, ranking)
     lines += ["## How to go on", "", *_next_steps(min(top, len(scores)), commands), "", "## What was used", ""]
-    used = dict(used) | {"seen": f"{count_pairs(len(scores))}, each up to {pairs.passes} times"}
+    used = dict(used) | {
+        "seen": f"{count_pairs(len(scores))}, each up to {pairs.passes} time{'s' if pairs.passes > 1 else ''}"
+    }
     lines += [f"- {name}: {escape(value)}" for name, value in used.items()]
     lines += [f"- versions: trl-capo {__version__}, numpy {version('numpy')}, pyarrow {version('pyarrow')}", ""]
     return "\n".join(lines)
@@ -107,8 +109,8 @@ def _counts(ranking: Ranking) -> list[str]:
     lines = [
         f"{count_pairs(len(asked))} ranked by how likely the label is wrong: {(asked == 'flip').sum():,} with a "
         f"score of {FLIP:g} or more (suggestion: flip), {(asked == 'look').sum():,} with {LOOK:g} or more (look). The "
-        "score estimates the probability that the label is wrong; of labels flipped at random, those with a high score "
-        "were wrong somewhat less often than it says."
+        "score estimates the probability that the label is wrong; in tests, labels with a high score were wrong "
+        "somewhat less often than it says."
     ]
     unseen = ranking.pairs.total - len(asked)
     if unseen:
