@@ -93,6 +93,15 @@ def ranking_estimates(runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]], dra
     return {name: estimate(mean, d) for name, mean, d in zip(names, means, drawn.mean(axis=1).T, strict=True)}
 
 
+def by_language(runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[str]:
+    """The lowest and highest AUROC over runs, each (scores, wrong, names), of every language, in percent."""
+    found = {}
+    for scores, wrong, names in runs:
+        for name in sorted(set(names)):
+            found.setdefault(name, []).append(100 * auroc(scores[names == name], wrong[names == name]))
+    return [f"{name} {min(values):.0f} to {max(values):.0f}" for name, values in found.items()]
+
+
 def rate_errors(rates: np.ndarray, true: np.ndarray) -> list[float]:
     """In points: the mean size of the errors, the largest, and the mean."""
     errors = 100 * (rates - true)
@@ -154,6 +163,7 @@ def compare(runs: list[tuple[Dynamics, np.ndarray]]) -> None:
     print_table("noise rate, error in points", ["mean size", "largest", "mean"], rated)
     told = [f"{name} {e.value:.1f} [{e.low:.1f}, {e.high:.1f}]" for name, e in ranking_estimates(own).items()]
     print(f"The audit's score: {', '.join(told)}. Rates within {100 * WITHIN:g} points: {sum(close)} of {len(close)}.")
+    print(f"AUROC of it by language, lowest to highest run: {'; '.join(by_language(own))}.")
     print(f"Intervals that hold the true rate: {np.mean(covered):.0%} of {len(covered)}.\n")
     scores, wrong = np.concatenate(likely, axis=1)
     print("| score said | pairs | wrong |\n|---|---:|---:|")

@@ -57,12 +57,13 @@ def test_a_ranking_of_two_languages(monkeypatch):
     """In de three of four comparisons of a wrong label with a right one are right, in sw none; over all, 9 is above
     8, 4 and 2, and 5 above 4 and 2, which is five of nine. The first 5 % are one label."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from compare_audit_scores import ranking, rate_errors
+    from compare_audit_scores import by_language, ranking, rate_errors
 
     names = np.array(["de", "de", "de", "de", "sw", "sw"])
     wrong = np.array([True, False, True, False, True, False])
     scores = np.array([9.0, 8.0, 5.0, 4.0, 1.0, 2.0])
     assert ranking(scores, wrong, names) == pytest.approx([500 / 9, 0.0, 100.0])
+    assert by_language([(scores, wrong, names), (-scores, wrong, names)]) == ["de 25 to 75", "sw 0 to 100"]
     assert ranking(scores[:4], wrong[:4], names[:4]) == pytest.approx([75.0, 75.0, 100.0])
     assert rate_errors(np.array([0.2, 0.5]), np.array([0.3, 0.3])) == pytest.approx([15.0, 20.0, 5.0])
 
