@@ -71,7 +71,7 @@ def audit(
         dataset_config, dataset_train_split: of a data set by name.
         group_column: the column of the groups; "auto" for those of the training, None for none.
         evidence: "mean_margin" judges by the margins of all passes, "first_margin" by the first alone, for trainings
-            that memorise wrong labels.
+            of many epochs that memorise wrong labels.
         top: how many suspects the CSV, JSONL and HTML files have.
         output_dir: where the files go; by default `audit` beside the log `pair_log`, `X-audit` beside one called X.
 

@@ -31,7 +31,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--score",
         default="mean_margin",
-        help=f"margins to judge by: {', '.join(EVIDENCE)} (for trainings that memorise labels, such as DPO)",
+        help=f"margins to judge by: {', '.join(EVIDENCE)} (for trainings of many epochs that memorise labels)",
     )
     parser.add_argument("--top", type=int, default=200, help="suspects in the CSV, JSONL and HTML files")
     parser.add_argument("--output_dir", help="default: `audit` beside a log `pair_log`, else `NAME-audit`")
