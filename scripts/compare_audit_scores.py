@@ -63,43 +63,45 @@ def read_run(folder: Path) -> Run:
     return Run(settings, parts, noisy, read_dynamics(log))
 
 
+def by_language(scores: np.ndarray, wrong: np.ndarray, names: np.ndarray) -> dict[str, float]:
+    """AUROC, in percent, in every language that has both right and wrong labels."""
+    found = {name: 100 * auroc(scores[names == name], wrong[names == name]) for name in sorted(set(names))}
+    return {name: value for name, value in found.items() if not np.isnan(value)}
+
+
 def ranking(scores: np.ndarray, wrong: np.ndarray, names: np.ndarray) -> list[float]:
     """In percent: AUROC, that of the worst language, and precision among the first 5 %."""
-    by_group = [auroc(scores[names == name], wrong[names == name]) for name in sorted(set(names))]
-    return [100 * auroc(scores, wrong), 100 * min(by_group), 100 * precision_at(scores, wrong)]
+    worst = min(by_language(scores, wrong, names).values(), default=np.nan)
+    return [100 * auroc(scores, wrong), worst, 100 * precision_at(scores, wrong)]
 
 
 def ranking_estimates(runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]], draws: int = 400) -> dict[str, Estimate]:
-    """Means over runs, each (scores, wrong, names), with 95 % intervals over runs and pairs, in percent.
+    """Means over runs, each (scores, wrong, names) of the same pairs, with 95 % intervals over runs and pairs.
 
-    Of AUROC, AUROC in the language in which its mean is lowest, and precision among the first 5 %.
+    In percent: AUROC, AUROC in the language in which its mean is lowest, and precision among the first 5 %. Every draw
+    takes as many runs and pairs as there are, with replacement, and the same pairs of all its runs.
     """
+    names, generator = runs[0][2], np.random.default_rng(0)
+    languages = [by_language(*run) for run in runs]
+    common = [name for name in languages[0] if all(name in found for found in languages)]
+    worst = min(common, key=lambda name: np.mean([found[name] for found in languages]), default=None)
 
-    def figures(scores: np.ndarray, wrong: np.ndarray, names: np.ndarray) -> list[float]:
-        own = names == worst
+    def figures(run: int, pairs: np.ndarray) -> list[float]:
+        scores, wrong = (part[pairs] for part in runs[run][:2])
+        own = names[pairs] == worst
         return [100 * auroc(scores, wrong), 100 * auroc(scores[own], wrong[own]), 100 * precision_at(scores, wrong)]
 
-    def of_language(name: str) -> float:
-        return np.mean([auroc(scores[names == name], wrong[names == name]) for scores, wrong, names in runs])
-
-    worst, generator = min(sorted(set(runs[0][2])), key=of_language), np.random.default_rng(0)
-    drawn = np.empty((draws, len(runs), 3))
-    for draw, place in itertools.product(range(draws), range(len(runs))):
-        run = runs[generator.integers(len(runs))]
-        pairs = generator.integers(len(run[0]), size=len(run[0]))
-        drawn[draw, place] = figures(*(part[pairs] for part in run))
-    means = np.mean([figures(*run) for run in runs], axis=0)
-    names = ("AUROC", f"AUROC in {worst}", "precision, first 5 %")
-    return {name: estimate(mean, d) for name, mean, d in zip(names, means, drawn.mean(axis=1).T, strict=True)}
-
-
-def by_language(runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[str]:
-    """The lowest and highest AUROC over runs, each (scores, wrong, names), of every language, in percent."""
-    found = {}
-    for scores, wrong, names in runs:
-        for name in sorted(set(names)):
-            found.setdefault(name, []).append(100 * auroc(scores[names == name], wrong[names == name]))
-    return [f"{name} {min(values):.0f} to {max(values):.0f}" for name, values in found.items()]
+    drawn = []
+    for _ in range(draws):
+        pairs = generator.integers(len(names), size=len(names))
+        drawn.append(np.mean([figures(run, pairs) for run in generator.integers(len(runs), size=len(runs))], axis=0))
+    means = np.mean([figures(run, np.arange(len(names))) for run in range(len(runs))], axis=0)
+    headings = ("AUROC", f"AUROC in {worst}", "precision, first 5 %")
+    columns = (values[~np.isnan(values)] for values in np.array(drawn).T)  # a draw may have labels of one kind alone
+    return {
+        heading: estimate(mean, values) if len(values) else Estimate(mean, np.nan, np.nan)
+        for heading, mean, values in zip(headings, means, columns, strict=True)
+    }
 
 
 def rate_errors(rates: np.ndarray, true: np.ndarray) -> list[float]:
@@ -138,7 +140,7 @@ def compare(runs: list[tuple[Dynamics, np.ndarray]]) -> None:
     rated: dict[str, list[list[float]]] = {}
     covered, likely, close, own = [], [], [], []
     for pairs, wrong in runs:
-        names = pairs.group_names()
+        names = np.array(["" if name is None else name for name in pairs.group_names()], dtype=object)
         judged = {evidence: judge(pairs, evidence) for evidence in EVIDENCE}
         columns = {name: score(pairs) for name, score in SCORES.items()}
         columns |= {f"posterior from {name}": found.log_odds for name, found in judged.items()}
@@ -163,12 +165,17 @@ def compare(runs: list[tuple[Dynamics, np.ndarray]]) -> None:
     print_table("noise rate, error in points", ["mean size", "largest", "mean"], rated)
     told = [f"{name} {e.value:.1f} [{e.low:.1f}, {e.high:.1f}]" for name, e in ranking_estimates(own).items()]
     print(f"The audit's score: {', '.join(told)}. Rates within {100 * WITHIN:g} points: {sum(close)} of {len(close)}.")
-    print(f"AUROC of it by language, lowest to highest run: {'; '.join(by_language(own))}.")
+    languages = [by_language(*run) for run in own]
+    ranges = {name: [found[name] for found in languages if name in found] for name in sorted(set().union(*languages))}
+    told = [f"{name} {min(values):.0f} to {max(values):.0f}" for name, values in ranges.items()]
+    print(f"AUROC of it by language, lowest to highest run: {'; '.join(told)}.")
     print(f"Intervals that hold the true rate: {np.mean(covered):.0%} of {len(covered)}.\n")
     scores, wrong = np.concatenate(likely, axis=1)
     print("| score said | pairs | wrong |\n|---|---:|---:|")
     for low, high in itertools.pairwise((0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.01)):
         inside = (scores >= low) & (scores < high)
+        if not inside.any():
+            continue
         print(f"| {low:.0%} to {min(high, 1):.0%} | {inside.sum():,} | {wrong[inside].mean():.0%} |")
 
 

@@ -130,8 +130,8 @@ def main() -> None:
     args = parser.parse_args()
     rules = Rules(flip_above=args.flip_above, drop_above=args.drop_above, weight=args.weight)
     how = Training(rules if rules.given() else Rules(flip_above=0.5), args.epochs, args.learning_rate)
-    if how.rules.problems():
-        parser.error(" ".join(how.rules.problems()))
+    if how.rules.problems() or not args.epochs > 0:
+        parser.error(" ".join(how.rules.problems()) or f"--epochs {args.epochs}: give a number above 0.")
     disable_progress_bars()
     runs = {folder: read_run(folder) for folder in args.runs}
     told = [found.settings for found in runs.values()]

@@ -124,8 +124,8 @@ def test_a_log_that_lacks_steps_is_said_to(tmp_path, call):
 
 
 def test_a_reference_that_is_mostly_wrong_is_told_where_it_was_asked(tmp_path, call):
-    """It prefers the rejected answer of 31 of 60 pairs in eu, of 30 of 60 in de, and of all 49 in sw: too few."""
-    against = {"eu": (60, 31), "de": (60, 30), "sw": (49, 49)}
+    """It prefers the rejected answer of 51 of 100 pairs in eu, of 50 of 100 in de, and of all 99 in sw: too few."""
+    against = {"eu": (100, 51), "de": (100, 50), "sw": (99, 99)}
     signs = [
         (group, -1.0 if place < many else 1.0) for group, (size, many) in against.items() for place in range(size)
     ]
@@ -134,10 +134,15 @@ def test_a_reference_that_is_mostly_wrong_is_told_where_it_was_asked(tmp_path, c
     ]
     make_log(tmp_path / "asked" / "pair_log", rows, len(rows), asks_reference=True)
     make_log(tmp_path / "not" / "pair_log", rows, len(rows))
-    told = "The reference prefers the rejected answer of most pairs in eu (52%). Unless most labels are wrong there,"
+    told = "The reference prefers the rejected answer of most pairs in eu (51%). Unless most labels are wrong there,"
     assert told in call(tmp_path / "asked")[1]
     assert told in " ".join((tmp_path / "asked" / "audit" / "report.md").read_text(encoding="utf-8").split())
     assert "prefers the rejected answer of most" not in call(tmp_path / "not")[1]
+    hostile = [line | {"group": "e\x1b[31mu"} for line in rows]
+    make_log(tmp_path / "hostile" / "pair_log", hostile, len(rows), asks_reference=True)
+    output = call(tmp_path / "hostile")[1]
+    assert r"of most pairs in e\x1b[31mu (" in output
+    assert "\x1b" not in output
 
 
 def test_a_whole_log_lacks_nothing(run, tmp_path, call):

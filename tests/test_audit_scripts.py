@@ -63,7 +63,8 @@ def test_a_ranking_of_two_languages(monkeypatch):
     wrong = np.array([True, False, True, False, True, False])
     scores = np.array([9.0, 8.0, 5.0, 4.0, 1.0, 2.0])
     assert ranking(scores, wrong, names) == pytest.approx([500 / 9, 0.0, 100.0])
-    assert by_language([(scores, wrong, names), (-scores, wrong, names)]) == ["de 25 to 75", "sw 0 to 100"]
+    assert by_language(scores, wrong, names) == {"de": 75.0, "sw": 0.0}
+    assert by_language(scores, wrong & (names == "sw"), names) == {"sw": 0.0}, "all of de are right"
     assert ranking(scores[:4], wrong[:4], names[:4]) == pytest.approx([75.0, 75.0, 100.0])
     assert rate_errors(np.array([0.2, 0.5]), np.array([0.3, 0.3])) == pytest.approx([15.0, 20.0, 5.0])
 
@@ -84,8 +85,13 @@ def test_intervals_of_a_ranking(monkeypatch):
     assert found["AUROC"].high - found["AUROC"].low == pytest.approx(2 * 1.96 * error, rel=0.15)
     certain = ranking_estimates([(wrong.astype(float), wrong, names)] * 2)
     assert {(e.value, e.low, e.high) for e in certain.values()} == {(100.0, 100.0, 100.0)}
+    thrice = ranking_estimates([(scores, wrong, names)] * 3)["AUROC"]
+    width = found["AUROC"].high - found["AUROC"].low
+    assert thrice.high - thrice.low == pytest.approx(width, rel=0.15), "the same again tells nothing more"
     spread = ranking_estimates([(scores, wrong, names), (wrong.astype(float), wrong, names)])["AUROC"]
     assert spread.value == pytest.approx((found["AUROC"].value + 100) / 2)
+    other = generator.random(2000)
+    assert ranking_estimates([(scores, wrong, names), (other, wrong, names)])["AUROC"].high < found["AUROC"].high
     assert (spread.low < 70, spread.high) == (True, 100.0), "runs are drawn, too"
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from datetime import datetime
+from math import nan
 
 import pytest
 from conftest import logged, make_pairs
@@ -50,8 +51,9 @@ def swapped(row: dict) -> dict:
     return row | {"chosen": row["rejected"], "rejected": row["chosen"]} | truth
 
 
-@pytest.mark.parametrize("ids", [[datetime(2024, 1, 1 + i) for i in range(8)], [bytes([i, 255]) for i in range(8)]])
-def test_ids_that_are_no_text_are_told_as_text(place, clean, ids):
+@pytest.mark.parametrize("kind", [lambda i: datetime(2024, 1, 1 + i), lambda i: bytes([i, 255]), lambda i: nan])
+def test_ids_that_are_no_text_are_told_as_text(place, clean, kind):
+    ids = [kind(index) for index in range(8)]
     pairs = make_pairs(8).remove_columns("id").add_column("id", ids)
     pairs.to_parquet(place / "pairs.parquet")
     code, _, errors = clean(dataset_name=place / "pairs.parquet", decisions=place / "decisions.jsonl")

@@ -118,9 +118,7 @@ def clean_data_set(args: CleanArguments) -> Result:
     }
     files = {
         "clean.json": json.dumps(record, indent=2, ensure_ascii=False) + "\n",
-        "changes.jsonl": "".join(
-            json.dumps(change, ensure_ascii=False, default=str) + "\n" for change in cleaned.changes
-        ),
+        "changes.jsonl": "".join(json.dumps(change, ensure_ascii=False) + "\n" for change in cleaned.changes),
     }
     write_data_set(DatasetDict({**splits, args.dataset_split: cleaned.dataset}), files, output)
     return Result(cleaned, column, counts, len(suspects or {}))

@@ -120,6 +120,7 @@ def clean(
             raise ValueError("weight: it would be 0 for every pair that is left, and nothing could be learned.")
         cleaned = cleaned.add_column(WEIGHT, weights)
     ids = dataset.with_format(None)["id"][:] if "id" in dataset.column_names else [None] * len(dataset)
+    ids = [name if isinstance(name, int | str | None) else str(name) for name in ids]
     changes = [
         {"pair": row, "id": ids[row], "decision": what, "why": planned[row][1], "score": _score(row, suspects)}
         for row, what in enumerate(done)

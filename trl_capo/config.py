@@ -9,6 +9,7 @@ import inspect
 import math
 import sys
 from dataclasses import dataclass, field
+from os import PathLike
 
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -185,8 +186,8 @@ def _range_problems(args: CAPOConfig) -> list[str]:
         problems.append(f"truncation_mode={args.truncation_mode!r}: choose 'keep_start' or 'keep_end'.")
     if args.group_column is not None and not isinstance(args.group_column, str):
         problems.append(f"group_column={args.group_column!r}: give a column's name, 'auto', or None for no groups.")
-    if args.pair_log == "":
-        problems.append("pair_log='': give true, or the name of a folder.")
+    if not isinstance(args.pair_log, bool | str | PathLike | None) or not str(args.pair_log).strip():
+        problems.append(f"pair_log={args.pair_log!r}: give true, or the name of a folder.")
     if args.f_divergence_type not in F_DIVERGENCES:
         problems.append(
             f"f_divergence_type={args.f_divergence_type!r}: there is no such divergence. Choose one of "

@@ -26,16 +26,8 @@ logger = get_logger(__name__)
 
 FORMAT = 2
 INFO = "log.json"
-MEASURES = (
-    "relative_reward",
-    "confidence",
-    "scale",
-    "noise_rate",
-    "group_noise_rate",
-    "chosen_logps",
-    "rejected_logps",
-    "reference_margin",
-)
+MEASURES = ("relative_reward", "confidence", "scale", "noise_rate", "group_noise_rate")
+MEASURES += ("chosen_logps", "rejected_logps", "reference_margin")
 SCHEMA = pa.schema(
     [
         ("step", pa.int32()),
@@ -201,7 +193,8 @@ def _read_info(folder: Path) -> LogInfo:
             raise ValueError("it was written by another version")
         info = LogInfo(**content)
         names = map(dict(info.source or {}).get, ("dataset_name", "dataset_config", "dataset_train_split"))
-        if type(info.pairs) is not int or {type(text) for text in (info.fingerprint, *names)} - {str, type(None)}:
+        found = [type(value) for value in (info.pairs, info.asks_reference, info.fingerprint, *names)]
+        if found[:2] != [int, bool] or set(found[2:]) - {str, type(None)}:
             raise TypeError("a value is of another type")
         return info
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Audit:
 
 def audit(
     run: str | Path,
-    dataset: Dataset | str | None = None,
+    dataset: Dataset | str | Path | None = None,
     *,
     dataset_config: str | None = None,
     dataset_train_split: str | None = None,
@@ -78,8 +79,9 @@ def audit(
     Raises:
         ValueError, OSError: something is missing or does not fit; the message is for the user.
     """
-    if not isinstance(top, int) or top <= 0:
+    if not isinstance(top, Integral) or top <= 0:
         raise ValueError(f"top={top!r}: so many suspects are written. Give a whole number above 0.")
+    dataset = str(dataset) if isinstance(dataset, Path) else dataset
     if not isinstance(dataset, Dataset | str | None):
         raise ValueError(f"dataset: a {type(dataset).__name__}. Give one split of pairs, or the name of a data set.")
     if evidence not in EVIDENCE:

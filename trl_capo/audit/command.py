@@ -68,7 +68,7 @@ def _say(found: Audit) -> None:
     if pairs.total > len(pairs.pair):
         print(f"{pairs.total - len(pairs.pair):,} of {pairs.total:,} pairs were never seen and are not ranked.")
     for remark in found.remarks:
-        print(remark)
+        print(plain(remark))
     if found.ranking.data is None:
         print(
             "The log names no data set, so the files have no texts. Give --dataset_name; of a mixture, call "

@@ -4,8 +4,8 @@ from trl_capo.audit.suspects import Ranking
 from trl_capo.pair_log import Log
 from trl_capo.plain import first_few
 
-FEWEST = 50
-"""Pairs of a group whose reference is judged: in fewer, chance alone may make it prefer rejected answers."""
+FEWEST = 100
+"""Pairs of a group whose reference is judged: in fewer, chance would make too many references look wrong."""
 
 
 def remarks_on(log: Log, ranking: Ranking) -> list[str]:
@@ -31,10 +31,10 @@ def _gaps(log: Log) -> list[str]:
 
 
 def _misled(ranking: Ranking) -> list[str]:
-    """Groups in which the reference, of which the training asked what labels are wrong, is likely worse than a coin.
+    """Groups in which the reference, of which the training asked what labels are wrong, may be worse than a coin.
 
-    It prefers the rejected answer of a share r (1 - a) + (1 - r) a of a group's pairs, with r of the labels right and
-    a the share in which it prefers the wrong answer: more than half, with r above half, only if a is.
+    Of a group's labels a share r is right, and of its better answers the reference prefers a share a. It prefers a
+    share r (1 - a) + (1 - r) a of the rejected answers: with r above half that is more than half only if a is less.
     """
     judged = ranking.judgement
     against = ranking.pairs.reference_margin < 0
@@ -48,6 +48,6 @@ def _misled(ranking: Ranking) -> list[str]:
         return []
     return [
         f"The reference prefers the rejected answer of most pairs in {first_few(found)}. Unless most labels are wrong "
-        "there, it is wrong itself, and the training asked it which labels to believe: right ones may look wrong. A "
-        "log trained with use_reference_margin: false is safe from that."
+        "there, or it is chance, it is wrong itself; and the training asked it which labels to believe, so that right "
+        "ones may look wrong. A log trained with use_reference_margin: false is safe from that."
     ]
