@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,6 +67,14 @@ def test_a_log_is_cut_at_any_step(folder, step):
         assert read(folder) == rows_of_steps(*range(1, min(step, 9) + 1))
     log.write(table(step + 1, step + 2))
     assert read(folder) == rows_of_steps(*range(1, min(step, 9) + 1), step + 1, step + 2)
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_that_the_reference_was_asked_before_is_not_forgotten(tmp_path, step):
+    """By a training that goes on without asking it; one that starts anew has a log of its own."""
+    PairLog(tmp_path, replace(INFO, asks_reference=True)).write(table(1, 2, 3))
+    PairLog(tmp_path, INFO, step).write(table(step + 1))
+    assert read_log(tmp_path).info.asks_reference is (step > 0)
 
 
 def test_who_is_killed_while_cutting_leaves_no_row_twice_and_no_gap(folder):

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ class LogInfo:
         pairs: rows of the training data.
         fingerprint: of these, as `fingerprint` gives it.
         source: the options of `trl-capo train` that name the data; None if it was not started by it.
-        asks_reference: whether the training asks its reference which labels are likely wrong.
+        asks_reference: whether the training asks its reference which labels are likely wrong, or did before it was
+            resumed.
     """
 
     pairs: int
@@ -86,6 +87,8 @@ class PairLog:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         _tell(folder, step)
+        if step > 0 and _shards(folder) and (folder / INFO).is_file():
+            info = replace(info, asks_reference=info.asks_reference or _read_info(folder).asks_reference)
         for shard in reversed(_shards(folder)):  # the last first: killed on its way, it leaves no gap
             if _steps(shard)[1] > step:
                 _cut(shard, step)
