@@ -140,14 +140,14 @@ def compare(runs: list[tuple[Dynamics, np.ndarray]]) -> None:
     rated: dict[str, list[list[float]]] = {}
     covered, likely, close, own = [], [], [], []
     for pairs, wrong in runs:
-        names = np.array(["" if name is None else name for name in pairs.group_names()], dtype=object)
         judged = {evidence: judge(pairs, evidence) for evidence in EVIDENCE}
+        found = judged["mean_margin"]
+        names = found.groups[found.place]
         columns = {name: score(pairs) for name, score in SCORES.items()}
-        columns |= {f"posterior from {name}": found.log_odds for name, found in judged.items()}
-        columns["(told the truth)"] = told_the_truth(pairs, wrong, judged["mean_margin"].place)
+        columns |= {f"posterior from {name}": judgement.log_odds for name, judgement in judged.items()}
+        columns["(told the truth)"] = told_the_truth(pairs, wrong, found.place)
         for name, scores in columns.items():
             ranked.setdefault(name, []).append(ranking(scores, wrong, names))
-        found = judged["mean_margin"]
         sizes = np.bincount(found.place)
         large = np.flatnonzero(sizes >= min(FEWEST, sizes.max()))
         true = np.array([wrong[found.place == place].mean() for place in large])

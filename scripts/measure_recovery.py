@@ -79,8 +79,9 @@ def train_dpo(labels: Dataset, found: Run, folder: Path, how: Training) -> Train
         DatasetDict({shared[f"{name}_split"]: part for name, part in parts.items()}).save_to_disk(folder / "data")
         own = {"dataset_name": str(folder / "data"), "train_pairs": None}
         settings = {"options": {"method": "dpo"}, "inject": {"kind": "flip", "rate": 0.0}}
-        settings |= {name: told[name] for name in ("learning_rate", "seed", "epochs")}
-        settings |= {"shared": told["shared"] | own}
+        settings |= {name: told[name] for name in ("learning_rate", "seed", "epochs")} | {
+            "shared": told["shared"] | own
+        }
         with contextlib.redirect_stdout(sys.stderr):  # the table is for a file
             write_json(folder / RESULT, run(settings, folder) | {"told": told})
     with np.load(folder / MARGINS) as arrays:

@@ -17,7 +17,7 @@ from trl_capo.data import load_preference_data
 from trl_capo.noise import inject_noise
 from trl_capo.pair_log import read_log
 from trl_capo.study.config import Run, StudyConfig
-from trl_capo.study.files import write_json
+from trl_capo.study.files import read_json, write_json
 from trl_capo.study.run import run
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +122,11 @@ def test_recovery_is_measured_once_on_the_labels_that_it_says(audited):
     times = {path: path.stat().st_mtime_ns for path in made.glob("*/result.json")}
     assert script("measure_recovery.py", *audited, "--learning_rate", "1e-2").stdout == done.stdout
     assert {path: path.stat().st_mtime_ns for path in made.glob("*/result.json")} == times
+    done_before = read_json(made / noisy_1 / "result.json")
+    write_json(made / noisy_1 / "result.json", done_before | {"told": done_before["told"] | {"labels": "others"}})
+    script("measure_recovery.py", audited[1], "--learning_rate", "1e-2")  # other labels: trained anew
+    assert read_json(made / noisy_1 / "result.json")["told"] == done_before["told"]
+    assert (made / noisy_1 / "result.json").stat().st_mtime_ns > max(times.values())
 
 
 def test_labels_are_cleaned_by_the_rules_that_are_given(audited):

@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, Value
 
 from trl_capo.noise_checks import IS_NOISY
-from trl_capo.row_changes import swap_answers
+from trl_capo.row_changes import change_rows, swap_answers
 from trl_capo.verdicts import Decision, Suspect
 from trl_capo.weights import WEIGHT
 
@@ -113,7 +113,8 @@ def clean(
     cleaned, flipped = dataset.with_format(None), np.flatnonzero(np.array(done) == "flip")
     if len(flipped):
         cleaned, _ = swap_answers(cleaned, flipped, "Flipping", equal_too=True)
-        cleaned = _turn_truth(cleaned, set(flipped.tolist()))
+        if cleaned.features.get(IS_NOISY) == Value("bool"):
+            cleaned, _ = change_rows(cleaned, flipped, _turn_truth, [IS_NOISY], {}, "Flipping")
     if rules.weight:
         weights = [_weight(row, what, decisions, suspects) for row, what in enumerate(done)]
         if not any(weights[row] for row in kept):
@@ -129,16 +130,9 @@ def clean(
     return Cleaned(cleaned.select(kept), done, changes)
 
 
-def _turn_truth(dataset: Dataset, flipped: set[int]) -> Dataset:
-    """The data set with the truth about flipped labels the other way round, where it is known."""
-    if IS_NOISY not in dataset.column_names or dataset.features[IS_NOISY] != Value("bool"):
-        return dataset
-
-    def turn(batch: dict[str, list], rows: list[int]) -> dict[str, list]:
-        known = zip(rows, batch[IS_NOISY], strict=True)
-        return {IS_NOISY: [not value if row in flipped and value is not None else value for row, value in known]}
-
-    return dataset.map(turn, with_indices=True, batched=True, features=dataset.features, desc="Flipping")
+def _turn_truth(row: int, values: Mapping[str, Any]) -> dict[str, bool] | None:
+    """What `is_noisy` says of a label the other way round; None where it says nothing."""
+    return None if values[IS_NOISY] is None else {IS_NOISY: not values[IS_NOISY]}
 
 
 def _by_rules(rules: Rules, suspects: Mapping[int, Suspect], rows: int) -> dict[int, tuple[str, str]]:
