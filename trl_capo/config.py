@@ -56,10 +56,11 @@ class CAPOConfig(DPOConfig):
             reference thinks of it, as far as that agrees with the labels of its group (and of the others, while the
             group's pairs are few), and, when it is met again, by what the model thought of it at first sight. Kept in
             checkpoints.
-        use_reference_margin (`bool`, *optional*, defaults to `True`):
-            With `"auto"`, ask the reference, too, which labels are likely wrong (docs/method.md, eq. 8). Turn it off
-            where the reference was trained on these very pairs, be it on their chosen answers alone: it agrees with
-            flipped labels, too. One that follows the policy (`sync_ref_model`) is never asked.
+        use_reference_margin (`bool`, *optional*, defaults to `False`):
+            With `"auto"`, also use the reference model's margin as evidence on which labels are likely wrong
+            (docs/method.md, eq. 8). This can win much at high noise rates, and it can do harm in languages in which
+            the reference prefers answers in another language. Leave it off if the reference was trained on these
+            pairs. A reference that follows the policy (`sync_ref_model`) is never used.
         confidence_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature tau > 0 of the confidence, in units of reward (beta times nats). `1` is the Bradley-Terry model
             that DPO assumes; less gives up contradicted pairs sooner; a large value gives every pair the scale 1.
@@ -85,10 +86,10 @@ class CAPOConfig(DPOConfig):
         },
     )
     use_reference_margin: bool = field(
-        default=True,
+        default=False,
         metadata={
-            "help": "With noise_rate 'auto', ask the reference, too, which labels are likely wrong. Turn it off where "
-            "the reference was trained on these very pairs."
+            "help": "With noise_rate 'auto', also use the reference model's margin as evidence on which labels are "
+            "likely wrong. Leave it off if the reference was trained on these pairs."
         },
     )
     confidence_temperature: float = field(
