@@ -1,7 +1,15 @@
 """A tiny random model, a byte-level tokenizer and preference pairs, built here so that no test needs a download."""
 
+import contextlib
+import io
 import os
+import signal
 import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 # Before torch is imported: tests run in parallel processes, and threads that spin for each other would slow them all.
@@ -13,7 +21,6 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
-from page_browser import chromium, open_page  # noqa: F401
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -95,6 +102,59 @@ def other_model_dir(tmp_path_factory) -> str:
     return save_tiny_model(tmp_path_factory.mktemp("other_model"), seed=1)
 
 
+def run_main(main: Callable[..., int], *argv: str) -> tuple[int, str, str]:
+    """Run a command's `main` in this process; returns its exit code, standard output and standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+    return code, out.getvalue(), err.getvalue()
+
+
+def forked(function: Callable[..., int | None], *args, timeout: float = 120) -> tuple[int, str, str]:
+    """Run a function in a forked child, in which everything is imported already; returns as `run_main`.
+
+    A signal that ends the child counts as the negative exit code.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            code = 1
+            try:
+                code = function(*args) or 0
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        code = _wait(child, timeout)
+        out.seek(0)
+        err.seek(0)
+        return code, out.read(), err.read()
+
+
+def _wait(child: int, timeout: float) -> int:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError(f"the forked child did not end within {timeout} s")
+
+
 def make_pairs(count: int = 24) -> Dataset:
     """Standard preference pairs of different lengths in three languages, with extra columns as people have them."""
     rows = [
@@ -132,9 +192,7 @@ def conversations(pairs) -> Dataset:
 def data(tmp_path_factory) -> Path:
     """Folder of the demo's data, really built."""
     import build_demo
-    from demo_support import skip_without
 
-    skip_without("django", "polib")
     folder = tmp_path_factory.mktemp("demo") / "data"
     build_demo.build_data(folder)
     return folder
@@ -169,20 +227,6 @@ def logged(trainer, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-@pytest.fixture(scope="session")
-def pool() -> Dataset:
-    from pair_oracle import make_pool
-
-    return make_pool()
-
-
-@pytest.fixture(scope="session")
-def pool_file(pool, tmp_path_factory) -> str:
-    file = tmp_path_factory.mktemp("pool") / "test.jsonl"
-    pool.to_json(file, force_ascii=False)
-    return str(file)
-
-
 def save_lora(base: str, folder) -> str:
     torch.manual_seed(5)
     modules = ["q_proj", "v_proj", "up_proj"]
@@ -194,47 +238,3 @@ def save_lora(base: str, folder) -> str:
 @pytest.fixture(scope="session")
 def lora_dir(model_dir, tmp_path_factory) -> str:
     return save_lora(model_dir, tmp_path_factory.mktemp("lora"))
-
-
-@pytest.fixture
-def measured(pool_file, model_dir):
-    """The figures of `trl_capo.evaluate.evaluate` for the tiny model on the pool; keywords win."""
-    from trl_capo.evaluate import EvaluateArguments, evaluate
-
-    def measure(**changes) -> dict:
-        options = {"dataset_name": pool_file, "dataset_split": "train"}
-        options |= {} if "compare" in changes else {"model_name_or_path": model_dir}
-        return evaluate(EvaluateArguments(**options | changes)).figures
-
-    return measure
-
-
-@pytest.fixture
-def options(tmp_path, model_dir, other_model_dir) -> dict:
-    """Of `trl-capo evaluate`: the tiny model against the other one on the pool of pair_oracle.py."""
-    from pair_oracle import make_pool
-
-    make_pool().to_json(tmp_path / "data.jsonl", force_ascii=False)
-    data = {"dataset_name": str(tmp_path / "data.jsonl"), "dataset_split": "train"}
-    models = {"model_name_or_path": model_dir, "ref_model": other_model_dir}
-    return data | models | {"output_dir": str(tmp_path / "out")}
-
-
-@pytest.fixture
-def command(options, capfd):
-    """Exit code, standard output and error of `trl-capo evaluate`; keywords win over `options`, None removes one."""
-    from trl_capo.evaluate import main
-
-    def call(**changes) -> tuple[int, str, str]:
-        arguments = []
-        for name, value in (options | changes).items():
-            if value is not None:
-                arguments += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
-        capfd.readouterr()
-        try:
-            code = main(arguments)
-        except SystemExit as stop:  # argparse
-            code = stop.code
-        return (code, *capfd.readouterr())
-
-    return call

@@ -1,1 +1,0 @@
-"""The audit: which preference pairs are probably labelled wrong (docs/audit.md)."""

@@ -1,0 +1,1 @@
+"""Helpers without knowledge of the method: text, commands, intervals, tables and figures."""

@@ -1,0 +1,1 @@
+"""The method: losses, noise model, estimator, configuration, metrics and trainer."""

@@ -1,0 +1,108 @@
+"""CAPOConfig: DPOConfig with CAPO's own options."""
+
+import contextlib
+import math
+from dataclasses import dataclass, field
+
+from trl import DPOConfig
+
+from trl_capo.core.pairs import parse_group_column
+
+_SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
+"""TRL's losses that use `label_smoothing`."""
+
+
+@dataclass
+class CAPOConfig(DPOConfig):
+    """Configuration of `CAPOTrainer`: every option of `trl.DPOConfig`, and the following.
+
+    Parameters:
+        noise_rate (`float` or `"auto"`, *optional*, defaults to `"auto"`):
+            Share of the preference labels that are flipped, in [0, 0.5]. `0` is DPO, to the bit (with dropout, up to
+            the order of random numbers). `0.5` trusts a label exactly as far as the model agrees with it. `"auto"`
+            estimates the rate of every group while training, in the first epoch (docs/method.md).
+        use_reference_margin (`bool`, *optional*, defaults to `False`):
+            With `"auto"`, also use the reference model's margin as evidence on which labels are likely wrong. This can
+            win much at high noise rates, and can do harm in languages in which the reference prefers answers in
+            another language or was trained on these pairs. A reference that follows the policy is never used.
+        confidence_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature tau > 0 of the confidence, in units of reward. `1` is the Bradley-Terry model that DPO assumes,
+            smaller values give up contradicted pairs sooner, and a large value gives every pair the scale 1.
+        group_column (`str`, *optional*, defaults to `"auto"`):
+            Column that names each pair's group, by which noise rates and rewards are reported. `"auto"` is `language`
+            if the data have that column; `None` (`none` in YAML) turns groups off.
+
+    Raises:
+        ValueError: if an option is out of its range or meaningless in combination. One message names them all.
+    """
+
+    # The `None` makes TRL's parser read the option as text, so that the command line accepts `auto`.
+    noise_rate: float | str | None = field(
+        default="auto",
+        metadata={"help": "Share of flipped preference labels, in [0, 0.5], or 'auto' to estimate it. 0 is DPO."},
+    )
+    use_reference_margin: bool = field(
+        default=False,
+        metadata={"help": "With noise_rate 'auto', also use the reference model's margin as evidence on labels."},
+    )
+    confidence_temperature: float = field(
+        default=1.0,
+        metadata={"help": "Temperature tau > 0 of the confidence, in units of reward; 1 is Bradley-Terry."},
+    )
+    group_column: str | None = field(
+        default="auto",
+        metadata={"help": "Column that names each pair's group. 'auto': `language`; 'none': no groups."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.group_column = parse_group_column(self.group_column)
+        if isinstance(self.noise_rate, str) and self.noise_rate != "auto":
+            with contextlib.suppress(ValueError):  # the check below names a value that is not a number
+                self.noise_rate = float(self.noise_rate)
+        problems = _problems(self)
+        if problems:
+            raise ValueError("CAPOConfig cannot be used as it is:\n" + "\n".join(f"- {line}" for line in problems))
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the reference's margin is evidence on labels."""
+        return self.noise_rate == "auto" and self.use_reference_margin and not self.sync_ref_model
+
+
+def sigmoid_weight(args: DPOConfig) -> float:
+    """Return the weight of the "sigmoid" term, whose pair losses CAPO scales, in the sum of losses."""
+    weights = args.loss_weights or [1.0] * len(args.loss_type)
+    return sum(weight for name, weight in zip(args.loss_type, weights, strict=True) if name == "sigmoid")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _problems(args: CAPOConfig) -> list[str]:
+    problems = []
+    if args.noise_rate != "auto" and not (_is_number(args.noise_rate) and 0 <= args.noise_rate <= 0.5):
+        problems.append(
+            f"noise_rate={args.noise_rate!r}: it is a share of labels. Give a number in [0, 0.5], or 'auto'."
+        )
+    if not (_is_number(args.confidence_temperature) and args.confidence_temperature > 0):
+        problems.append(f"confidence_temperature={args.confidence_temperature!r}: give a positive number, such as 1.")
+    if not (_is_number(args.beta) and args.beta > 0):
+        problems.append(f"beta={args.beta!r}: rewards need a positive beta. TRL's default is 0.1.")
+    if args.noise_rate != 0 and sigmoid_weight(args) == 0:
+        problems.append(
+            f"loss_type={args.loss_type}, loss_weights={args.loss_weights}, noise_rate={args.noise_rate!r}: CAPO "
+            "scales the losses of 'sigmoid', and there are none. Add it, or set noise_rate=0 for the plain losses."
+        )
+    if args.noise_rate != 0 and args.use_weighting:
+        problems.append(
+            f"use_weighting=True, noise_rate={args.noise_rate!r}: WPO's weights and CAPO's confidence would both "
+            "scale the same losses. Set use_weighting=False, or set noise_rate=0 for plain WPO."
+        )
+    if args.label_smoothing != 0 and not set(args.loss_type) & _SMOOTHED_LOSSES:
+        problems.append(
+            f"label_smoothing={args.label_smoothing!r}, loss_type={args.loss_type}: TRL ignores it there. For noisy "
+            "labels set noise_rate (CAPO), or loss_type='robust' with noise_rate=0 (robust DPO)."
+        )
+    return problems

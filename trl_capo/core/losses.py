@@ -1,0 +1,140 @@
+"""The CAPO loss as pure functions of tensors.
+
+Confidence-Aware Preference Optimization (Pokharel, Tao & Agrawal, Findings of IJCNLP-AACL 2025, arXiv 2511.07691)
+scales DPO's pair loss by the confidence that the pair's relative reward gives. The form of the confidence is this
+project's own; docs/method.md defines it and numbers the equations that are cited below. (B,) is one value per pair,
+a log-ratio is log pi(y|x) - log pi_ref(y|x) in nats, and everything is computed in float32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_LOG_ODDS = 1e30
+"""Bound of rho / temperature, far beyond the point where a sigmoid saturates in float32."""
+
+
+def _check_shapes(*tensors: Tensor) -> None:
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise ValueError(f"expected one value per pair, shape (B,), in every argument, got {shapes}")
+
+
+def sequence_log_probs(token_log_probs: Tensor, completion_mask: Tensor, *, ld_alpha: float | None = None) -> Tensor:
+    """Sum (2B, T) token log-probs, with rows `[chosen; rejected]`, to (2B,) log-probs of the completions, in nats.
+
+    Args:
+        token_log_probs: zero outside the completion.
+        completion_mask: (2B, T), 1 on the completion's tokens.
+        ld_alpha: weight in [0, 1] of the tokens beyond the shorter completion's length (LD-DPO, arXiv 2409.06411).
+    """
+    if ld_alpha is None:
+        return token_log_probs.sum(dim=1)
+    lengths = completion_mask.sum(dim=1)
+    shared = torch.minimum(*lengths.chunk(2)).repeat(2).unsqueeze(1)
+    position = completion_mask.cumsum(dim=1)
+    weight = torch.where(position <= shared, 1.0, ld_alpha) * (position > 0)
+    return (token_log_probs * weight).sum(dim=1)
+
+
+def relative_reward(
+    chosen_logratios: Tensor,
+    rejected_logratios: Tensor,
+    *,
+    beta: float,
+    f_divergence_type: str = "reverse_kl",
+    f_alpha_divergence_coef: float = 0.5,
+) -> Tensor:
+    """Compute the relative reward rho, (B,), which is beta times the difference of TRL's scores (eq. 1).
+
+    For "reverse_kl" (DPO) the score is the log-ratio. For "forward_kl", "js_divergence" and "alpha_divergence" it is
+    f'(pi / pi_ref) of f-DPO (arXiv 2309.16240, table 1), with the constants and exponent limits that TRL uses, so that
+    -logsigmoid(rho) is TRL's loss.
+
+    Args:
+        chosen_logratios, rejected_logratios: (B,) log-ratios in nats.
+        beta: units of reward per nat, positive and finite.
+        f_alpha_divergence_coef: alpha of "alpha_divergence"; 1 is the limit "reverse_kl".
+
+    Raises:
+        ValueError: if the shapes differ or are not (B,), beta is out of range, or the divergence is unknown.
+    """
+    _check_shapes(chosen_logratios, rejected_logratios)
+    if not 0.0 < beta < float("inf"):
+        raise ValueError(f"beta={beta} must be a positive, finite number (units of reward per nat)")
+    chosen, rejected = chosen_logratios.float(), rejected_logratios.float()
+    power = f_alpha_divergence_coef - 1.0
+    if f_divergence_type == "forward_kl":
+        difference = torch.exp(-rejected) - torch.exp(-chosen)
+    elif f_divergence_type == "js_divergence":
+        difference = F.logsigmoid(chosen) - F.logsigmoid(rejected)
+    elif f_divergence_type == "alpha_divergence" and abs(power) >= 1e-6:
+        limit = 11.0 if chosen_logratios.dtype == torch.float16 else 80.0
+        powers = [torch.expm1((power * logratios).clamp(max=limit)) for logratios in (chosen, rejected)]
+        difference = (powers[0] - powers[1]) / power
+    elif f_divergence_type in ("reverse_kl", "alpha_divergence"):
+        difference = chosen - rejected
+    else:
+        raise ValueError(f"f_divergence_type={f_divergence_type!r} is not a divergence that DPO has a score for")
+    return beta * difference
+
+
+def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, temperature: float) -> Tensor:
+    """Compute the CAPO scale of each pair's loss, which says how much the model trusts the pair's label (eq. 4).
+
+    The model believes with probability p = sigmoid(rho / temperature) that the chosen completion is better. If a share
+    `noise_rate` = e of all labels is flipped, Bayes' rule gives the confidence that this label is right,
+    c = (1-e) p / ((1-e) p + e (1-p)), and the scale is s = c / (1-e).
+
+    Limits: s = 1 at rho = 0; s -> 1 / (1-e) as the model agrees with the label, and s -> 0 as it contradicts it.
+    e = 0 or a large temperature gives s = 1 for every pair, which is DPO. e = 0.5 gives s = 2p, whose gradient at
+    temperature 1 is twice that of the noise-tolerant loss 1 - sigmoid(rho) (arXiv 1712.09482).
+
+    Args:
+        relative_reward: (B,) rho in units of reward, of any sign.
+        noise_rate: e in [0, 0.5], one number for all pairs or (B,).
+        temperature: tau > 0, in units of reward; 1 is the Bradley-Terry model of DPO, and smaller values are sharper.
+
+    Returns:
+        (B,) scales in [0, 1 / (1-e)], float32, detached: a pair must not lower its loss by losing confidence.
+
+    Raises:
+        ValueError: if a shape is not (B,), or a number is out of its range. A tensor's values are not checked.
+    """
+    _check_shapes(relative_reward)
+    if not 0.0 < temperature < float("inf"):
+        raise ValueError(f"temperature={temperature} must be a positive, finite number (in units of reward)")
+    if isinstance(noise_rate, Tensor):
+        _check_shapes(relative_reward, noise_rate.expand_as(relative_reward) if noise_rate.ndim == 0 else noise_rate)
+    elif not 0.0 <= noise_rate <= 0.5:
+        raise ValueError(f"noise_rate={noise_rate} must lie in [0, 0.5]: it is the share of flipped labels")
+    rho = relative_reward.detach().float()
+    e = torch.as_tensor(noise_rate, dtype=torch.float32, device=rho.device)
+    # Bayes' rule in log-odds: the label's are the prior's plus the model's. At e = 0 the prior's are infinite, which
+    # makes c exactly 1 as long as the model's are finite.
+    log_odds = (rho / temperature).clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)
+    confidence = torch.sigmoid(torch.log1p(-e) - torch.log(e) + log_odds)
+    return confidence / (1.0 - e)
+
+
+def capo_loss(
+    relative_reward: Tensor,
+    *,
+    noise_rate: float | Tensor,
+    temperature: float = 1.0,
+    label_weight: float | Tensor = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Compute the CAPO loss of each pair: its DPO loss times its confidence scale (eq. 5, and eq. 7 with weights).
+
+    `CAPOTrainer` calls this function.
+
+    Args:
+        relative_reward, noise_rate, temperature: as in `confidence_scale`; noise_rate 0 with label_weight 1 is DPO.
+        label_weight: how informative each label is (eq. 7), a non-negative number or (B,).
+
+    Returns:
+        The losses s * -log sigmoid(rho) with gradient, and the detached scales s including the label weight; (B,)
+        each, float32. The objective is the mean of the losses over all pairs.
+    """
+    scale = label_weight * confidence_scale(relative_reward, noise_rate=noise_rate, temperature=temperature)
+    return scale * -F.logsigmoid(relative_reward.float()), scale

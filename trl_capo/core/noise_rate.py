@@ -1,0 +1,162 @@
+"""The running estimate of noise rates, kept as a stateful callback so that it is part of every checkpoint."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import pad_across_processes
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from trl_capo.core import noise_model
+
+WINDOW_PAIRS = 400  # over which the model's temperature is taken to be constant; windows end with a step
+MIN_INFORMATIVENESS = 0.2  # lower bound of 1 - 2e in the label weights, which would diverge as e approaches 1/2
+
+
+class NoiseRateEstimator(TrainerCallback, ExportableState):
+    """Estimates the noise rate of all pairs, of every group and of every pair while a model trains.
+
+    The fits (docs/method.md, eq. 6 and 8) use every pair once, with the relative reward that it has before the model
+    learns from it, and are frozen from the second epoch on. The model's first view of each pair is stored, because a
+    later view has seen the label (eq. 7). Rates change between optimiser steps only, and are alike on all processes.
+
+    Args:
+        group_names: the groups, in the order of the group numbers.
+        pairs: number of training pairs; 0 for a stream, whose pairs cannot be recognised.
+        saved: what `state` saved.
+
+    Attributes:
+        noise_rates: (1 + G,) rates in [0, 0.5] of all pairs and of every group; 0.25 at the start.
+    """
+
+    def __init__(self, group_names: Sequence[str], pairs: int = 0, saved: dict[str, Any] | None = None) -> None:
+        self.group_names, self.pairs = list(group_names), pairs
+        self._rate_grid, self._slope_grid = torch.tensor(noise_model.NOISE_RATES), torch.tensor(noise_model.SLOPES)
+        self._temperature_grid = torch.tensor(noise_model.TEMPERATURES)
+        rows, rates, temperatures = 1 + len(self.group_names), len(self._rate_grid), len(self._temperature_grid)
+        self._carried_loglik = torch.zeros(rows, rates)
+        self._window_loglik = torch.zeros(rows, rates, temperatures)
+        self._slope_loglik = torch.zeros(rows, rates, len(self._slope_grid))
+        self._window_pairs = torch.tensor(0)
+        # The posterior of the last finished window. While there is none, a first view of a pair says nothing.
+        self._temperature_posterior = torch.zeros(temperatures)
+        self._first_log_odds = torch.full((pairs,), torch.nan, dtype=torch.float16)
+        self.noise_rates = self._fit_rates()[0][:1].repeat(rows)
+        for name, value in (saved or {}).items():
+            setattr(self, name, _decode(value, like=getattr(self, name)))
+        self._slope_posterior = self._fit_slopes()
+        self._in_first_epoch = True
+        self._step: list[tuple[Tensor, Tensor]] = []
+
+    _SAVED = ("_carried_loglik", "_window_loglik", "_slope_loglik", "_window_pairs", "_temperature_posterior")
+    _SAVED += ("_first_log_odds", "noise_rates")
+
+    def state(self) -> dict[str, Any]:
+        saved = {name: _encode(getattr(self, name)) for name in self._SAVED}
+        return {"args": {"group_names": self.group_names, "pairs": self.pairs, "saved": saved}, "attributes": {}}
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        # Transformers saves only the states that it finds here, and a checkpoint of DPOTrainer has none.
+        restored = state.stateful_callbacks.setdefault(type(self).__name__, self.state())["args"]
+        if (restored["group_names"], restored["pairs"]) != (self.group_names, self.pairs):
+            raise ValueError(
+                f"resume_from_checkpoint: the checkpoint is of {restored['pairs']:,} pairs in the groups "
+                f"{restored['group_names']}, not {self.pairs:,} in {self.group_names}. Resume with the same data."
+            )
+        self.__init__(**restored)
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self._in_first_epoch = state.epoch is None or state.epoch < 1.0
+
+    def group_rates(self, groups: Tensor) -> Tensor:
+        """Return each pair's group rate, (B,); the overall rate for groups that training does not have, and for -1."""
+        return self.noise_rates[self._rows(groups)]
+
+    def pair_rates(self, groups: Tensor, pairs: Tensor | None, margin: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute each pair's own rate e_i in [0, 0.5], (B,), and label weight (1 - 2 e_i) / (1 - 2e), (B,) (eq. 7).
+
+        Args:
+            groups: (B,) group numbers, -1 for none.
+            pairs: (B,) numbers of training pairs, or None for a stream.
+            margin: (B,) standardised margins of the reference, 0 if it is not used.
+        """
+        rows = self._rows(groups)
+        rates = self.noise_rates[rows]
+        first = torch.zeros_like(margin) if pairs is None else self._first_log_odds[pairs].float().nan_to_num()
+        log_odds = noise_model.margin_log_odds(margin, first, self._slope_posterior[rows], self._slope_grid)
+        pair_rates = torch.sigmoid(torch.logit(rates) - log_odds).clamp(max=0.5)
+        return pair_rates, (1.0 - 2.0 * pair_rates) / (1.0 - 2.0 * rates).clamp(min=MIN_INFORMATIVENESS)
+
+    def add(self, rho: Tensor, groups: Tensor, pairs: Tensor | None, margin: Tensor) -> None:
+        """Add a micro-batch of a training step: (B,) relative rewards (not finite: no information), and the rest."""
+        if self._in_first_epoch:
+            numbers = torch.stack([groups, torch.full_like(groups, -1) if pairs is None else pairs], dim=1)
+            self._step.append((numbers, torch.stack([rho.detach().float(), margin], dim=1)))
+
+    def end_step(self, accelerator: Accelerator) -> None:
+        """Take in the pairs of an optimiser step from all processes, and fit. All processes call it together."""
+        if not self._step:
+            return
+        numbers, values = (torch.cat(part) for part in zip(*self._step, strict=True))
+        self._step = []
+        if accelerator.num_processes > 1:  # a padded row's relative reward is NaN, which carries no information
+            numbers = accelerator.gather(pad_across_processes(numbers, pad_index=-1))
+            values = accelerator.gather(pad_across_processes(values, pad_index=torch.nan))
+        (groups, pairs), (rho, margin) = numbers.unbind(dim=1), values.unbind(dim=1)
+        self._move_to(rho.device)
+        known = rho.isfinite()
+        margin = torch.where(known, margin, 0.0)
+        first = noise_model.label_log_odds(rho, self._temperature_posterior, self._temperature_grid)
+        agreement = noise_model.agreement_log_likelihood(rho, self._rate_grid, self._temperature_grid)
+        of_margin = noise_model.margin_log_likelihood(margin, first, self._rate_grid, self._slope_grid)
+        rows = torch.arange(-1, len(self.group_names), device=rho.device)[:, None]
+        member = ((rows == -1) | (rows == groups)).to(rho.dtype)  # (1 + G, B)
+        self._window_loglik = self._window_loglik + torch.einsum("rb,bet->ret", member, agreement)
+        self._slope_loglik = self._slope_loglik + torch.einsum("rb,bea->rea", member, of_margin)
+        self._window_pairs = self._window_pairs + known.sum()
+        if self.pairs:
+            new = known & self._first_log_odds[pairs].isnan()
+            self._first_log_odds[pairs[new]] = first[new].to(self._first_log_odds.dtype)
+        self.noise_rates, loglik, posterior = self._fit_rates()
+        self._slope_posterior = self._fit_slopes()
+        ends = self._window_pairs >= WINDOW_PAIRS  # a tensor, so that no GPU has to be waited for
+        self._carried_loglik = torch.where(ends, loglik, self._carried_loglik)
+        self._temperature_posterior = torch.where(ends, posterior, self._temperature_posterior)
+        self._window_loglik = torch.where(ends, 0.0, self._window_loglik)
+        self._window_pairs = torch.where(ends, 0, self._window_pairs)
+
+    def _fit_rates(self) -> tuple[Tensor, Tensor, Tensor]:
+        logliks = (self._carried_loglik, self._window_loglik)
+        return noise_model.fit_noise_rates(*logliks, self._rate_grid, self._temperature_grid)
+
+    def _fit_slopes(self) -> Tensor:
+        return noise_model.fit_slopes(self._slope_loglik, self.noise_rates, self._rate_grid, self._slope_grid)
+
+    def _rows(self, groups: Tensor) -> Tensor:
+        """(B,) the row of each pair's group in the fits, 0 (all pairs) for a group that training does not have."""
+        self._move_to(groups.device)
+        return torch.where(groups < len(self.group_names), groups + 1, 0)
+
+    def by_group(self) -> dict[str, float]:
+        """Return the noise rate of every group."""
+        return dict(zip(self.group_names, self.noise_rates[1:].tolist(), strict=True))
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.noise_rates.device != device:
+            for name, value in vars(self).items():
+                if isinstance(value, Tensor):
+                    setattr(self, name, value.to(device))
+
+
+def _encode(values: Tensor) -> str:
+    return base64.b64encode(values.cpu().numpy().tobytes()).decode()
+
+
+def _decode(text: str, like: Tensor) -> Tensor:
+    array = np.frombuffer(base64.b64decode(text), dtype=like.numpy().dtype)
+    return torch.from_numpy(array.copy()).view(like.shape)

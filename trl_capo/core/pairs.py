@@ -1,0 +1,111 @@
+"""The identity of preference pairs on their way through a trainer: a number, a group and a weight for each.
+
+Pair numbers are row numbers of the data set; like group numbers, they are columns that survive mapping, filtering and
+shuffling. A stream has neither: its pairs have no groups and cannot be recognised.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+PAIR, GROUP, WEIGHT = "capo_pair", "capo_group", "weight"
+COLUMNS = (PAIR, GROUP, WEIGHT)  # the batch keys that neither the model nor DPOTrainer may see
+
+DEFAULT_COLUMN = "language"
+MISSING = "(none)"  # the group of pairs whose value is missing
+RESERVED = ("macro", "worst", "ties")  # metrics that stand beside the groups' own
+
+
+def parse_group_column(value: str | None) -> str | None:
+    """Return the option's value; on a command line and in YAML, `none` stands for None."""
+    return None if isinstance(value, str) and value.lower() in ("none", "null", "") else value
+
+
+def find_groups(
+    dataset: Dataset, group_column: str | None, name: str, option: str = "group_column"
+) -> tuple[str | None, list[str] | None]:
+    """Return the column that groups the data set and the group of every row, or None and None for no groups.
+
+    `group_column` is a column, "auto" for `language` if there is one, or None; `name` and `option` are for errors.
+
+    Raises:
+        ValueError: if the column is missing, holds neither text nor numbers, or names a group like one of RESERVED.
+    """
+    columns = dataset.column_names
+    column = DEFAULT_COLUMN if group_column == "auto" and "auto" not in columns else group_column
+    if column not in columns:
+        if column is None or group_column == "auto":
+            return None, None
+        raise ValueError(f"{option}={column!r}: {name} has no such column, only {', '.join(map(repr, columns))}.")
+    values = dataset.with_format(None)[column][:]
+    labels = [MISSING if value is None or value != value else str(value) for value in values]
+    wrong = next((row for row, value in enumerate(values) if not isinstance(value, str | int | float | None)), None)
+    if wrong is not None:
+        raise ValueError(f"{option}={column!r}: row {wrong} of {name} holds neither text nor a number.")
+    reserved = sorted(set(labels) & set(RESERVED))
+    if reserved:
+        raise ValueError(f"{option}={column!r}: {name} has a group {reserved[0]!r}, which names a metric; rename it.")
+    return column, labels
+
+
+class PairIndex:
+    """Adds the pair and group columns to a trainer's data sets; `group_names` holds the groups by their numbers."""
+
+    def __init__(self, group_column: str | None) -> None:
+        self.group_column = group_column
+        self.group_names: list[str] = []
+
+    def add_columns(self, datasets: Any, name: str) -> Any:
+        """Return the data set, or the dictionary of data sets, with the columns; None and streams stay as they are."""
+        if isinstance(datasets, Mapping):
+            return {key: self.add_columns(dataset, f"{name}[{key!r}]") for key, dataset in datasets.items()}
+        if not isinstance(datasets, Dataset):
+            if isinstance(datasets, IterableDataset) and self.group_column not in (None, "auto"):
+                raise ValueError(
+                    f"group_column={self.group_column!r}: {name} is a stream, and streams have no groups."
+                )
+            return datasets
+        _check_weights(datasets, name)
+        labels = find_groups(datasets, self.group_column, name)[1] or []
+        self.group_names += [label for label in dict.fromkeys(labels) if label not in self.group_names]
+        number_of = {label: number for number, label in enumerate(self.group_names)}
+        groups = [number_of[label] for label in labels] or [-1] * len(datasets)
+        datasets = datasets.remove_columns([column for column in (PAIR, GROUP) if column in datasets.column_names])
+        datasets = datasets.add_column(PAIR, np.arange(len(datasets)))
+        return datasets.add_column(GROUP, np.array(groups, dtype=np.int64))
+
+
+def _check_weights(dataset: Dataset, name: str) -> None:
+    if WEIGHT in dataset.column_names:
+        values = dataset.with_format(None)[WEIGHT][:]
+        wrong = [row for row, value in enumerate(values) if not (isinstance(value, Real) and 0 <= value < math.inf)]
+        if wrong or not any(values):
+            fault = f"row {wrong[0]} holds {values[wrong[0]]!r}" if wrong else "all are 0"
+            raise ValueError(
+                f"{name}: 'weight' multiplies pair losses; give finite numbers of 0 or more, but {fault}."
+            )
+
+
+def split_batch(batch: Mapping[str, Any]) -> tuple[list[Tensor | None], dict[str, Any]]:
+    """Return the batch's (B,) pair numbers, group numbers and weights (None if it has none), and the rest of it."""
+    return [batch.get(column) for column in COLUMNS], {key: batch[key] for key in batch if key not in COLUMNS}
+
+
+class PairCollator:
+    """Wraps a collator and adds the CAPO columns (pair number, group number, weight) to its output."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = dict(self.collate([{k: v for k, v in example.items() if k not in COLUMNS} for example in examples]))
+        for column, dtype in zip(COLUMNS, (torch.long, torch.long, torch.float32), strict=True):
+            if column in examples[0]:
+                batch[column] = torch.tensor([example[column] for example in examples], dtype=dtype)
+        return batch

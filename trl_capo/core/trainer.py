@@ -1,0 +1,218 @@
+"""CAPOTrainer: TRL's DPOTrainer with a confidence-scaled loss and exact metrics per group.
+
+DPOTrainer computes its loss without a per-pair hook, so that code is left alone and its result corrected: the
+reference log-probs are computed first and handed over as if they were precomputed, the policy's output is recorded on
+its way through, and `weight * mean(capo_losses - dpo_losses)` is added to the loss. A step takes one forward pass of
+the policy and one of the reference, as in DPO. tests/core/test_trl_contract.py checks what is assumed of TRL.
+"""
+
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import trl
+from datasets import Dataset
+from torch import Tensor
+from trl import DPOTrainer
+
+from trl_capo.core.config import CAPOConfig, sigmoid_weight
+from trl_capo.core.losses import capo_loss, confidence_scale, relative_reward, sequence_log_probs
+from trl_capo.core.metrics import LOGGED_BY_TRL, PairBatch, PairCallback, PairMetrics
+from trl_capo.core.noise_model import standardised_margin
+from trl_capo.core.noise_rate import NoiseRateEstimator
+from trl_capo.core.pairs import COLUMNS, PairCollator, PairIndex, split_batch
+
+_WRONG_TRL = f"This is TRL {trl.__version__}; install a version that trl-capo is tested with, such as 1.16."
+
+
+class CAPOTrainer(DPOTrainer):
+    """DPOTrainer with the sigmoid loss scaled by label confidence, and exact metrics per group.
+
+    It takes the arguments of [`~trl.DPOTrainer`], with a `CAPOConfig` for `args`. It differs as follows:
+
+    - The "sigmoid" term of `loss_type` is `mean_i w_i s_i * -log sigmoid(rho_i)` (docs/method.md, eq. 5), where w_i is
+      the column `weight`, 1 if the data do not have it. Other terms and the MoE auxiliary loss are unchanged.
+    - Training logs also hold `capo/*` and, by group, `capo/noise_rate/<group>`, `rewards/accuracies/<group>` and
+      `rewards/margins/<group>`; docs/metrics.md lists them.
+    - Evaluation metrics are means over pairs: every pair counts once, on any batch size and number of processes, where
+      TRL averages the means of batches. Each key carries the name of its data set.
+    - Callbacks that are a `PairCallback` receive every micro-batch.
+    - Data sets get the columns `capo_pair` and `capo_group`, and checkpoints hold the noise-rate estimate.
+    - `args` that are no `CAPOConfig` raise TypeError; groups or weights that cannot be used raise ValueError.
+    """
+
+    _tag_names = ["trl", "capo"]
+    _name = "CAPO"
+    _paper = {
+        "title": "CAPO: Confidence Aware Preference Optimization Learning for Multilingual Preferences",
+        "id": "2511.07691",
+        "citation": textwrap.dedent("""\
+            @inproceedings{pokharel2025capo,
+                title     = {{CAPO: Confidence Aware Preference Optimization Learning for Multilingual Preferences}},
+                author    = {Rhitabrat Pokharel and Yufei Tao and Ameeta Agrawal},
+                year      = 2025,
+                booktitle = {Findings of the Association for Computational Linguistics: IJCNLP-AACL 2025},
+                pages     = {1144--1156},
+                url       = {https://arxiv.org/abs/2511.07691},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model,
+        ref_model=None,
+        args=None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        *rest,
+        **kwargs,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = CAPOConfig(f"{name.rstrip('/').split('/')[-1]}-CAPO")
+        if not isinstance(args, CAPOConfig):
+            raise TypeError(f"args is a {type(args).__name__}; build it with CAPOConfig, which takes the same options")
+        self._capo_sigmoid_weight = sigmoid_weight(args)
+        self._capo_index = PairIndex(args.group_column)
+        train_dataset = self._capo_index.add_columns(train_dataset, "train_dataset")
+        eval_dataset = self._capo_index.add_columns(eval_dataset, "eval_dataset")
+        pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
+        super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *rest, **kwargs)
+        self.data_collator = PairCollator(self.data_collator)
+        if args.noise_rate == "auto":
+            self.add_callback(NoiseRateEstimator(self._capo_index.group_names, pairs))
+        self._capo_window, self._capo_evaluation = PairMetrics(self.accelerator), PairMetrics(self.accelerator)
+        self._capo_agrees_with_trl = False
+
+    @property
+    def noise_rate_estimator(self) -> NoiseRateEstimator | None:
+        """The estimator, or None with a fixed noise rate. Resuming replaces the callback, so it is looked up."""
+        return next((c for c in self.callback_handler.callbacks if isinstance(c, NoiseRateEstimator)), None)
+
+    def compute_ref_log_probs(self, model, inputs):
+        return super().compute_ref_log_probs(model, split_batch(inputs)[1])
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        (pairs, groups, weights), inputs = split_batch(inputs)
+        if not self.precompute_ref_logps:
+            chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+            inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        policy = _RecordOutput(model)
+        precomputed, self.precompute_ref_logps = (
+            self.precompute_ref_logps,
+            True,
+        )  # DPOTrainer takes them from the batch
+        try:
+            result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self.precompute_ref_logps = precomputed
+        dpo_loss, outputs = result if return_outputs else (result, None)
+
+        mask = inputs["completion_mask"][:, 1:]  # prompt-learning adapters prepend tokens: keep the last positions
+        logps = sequence_log_probs(policy.output.log_probs[:, -mask.size(1) :], mask, ld_alpha=self.ld_alpha)
+        chosen, rejected = logps.chunk(2)
+        ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        divergence = {key: getattr(self, key) for key in ("beta", "f_divergence_type", "f_alpha_divergence_coef")}
+        rho = relative_reward(chosen - ref_chosen, rejected - ref_rejected, **divergence)
+        self._capo_check_agreement(dpo_loss, rho)
+        groups = torch.full_like(rho, -1, dtype=torch.long) if groups is None else groups
+        margin = torch.zeros_like(rho.detach())
+        if self.args.asks_reference:
+            tokens = sum(inputs["completion_mask"].sum(dim=1).chunk(2))
+            margin = standardised_margin(ref_chosen - ref_rejected, tokens)
+        rate, group_rate, label_weight = self._capo_noise_rates(groups, pairs, margin)
+        parameters = {"noise_rate": rate, "temperature": self.args.confidence_temperature}
+        losses, scale = capo_loss(rho, **parameters, label_weight=label_weight)
+        losses = losses if weights is None else weights * losses
+        confidence = (1.0 - rate) * confidence_scale(rho, **parameters)
+        logps = (chosen.detach(), rejected.detach(), ref_chosen, ref_rejected)
+        ours = (rho.detach(), rate, group_rate, confidence, scale, self._capo_index.group_names)
+        batch = PairBatch(self.model.training, pairs, groups, weights, *logps, *ours, self.beta, dpo_loss.detach())
+        loss = self._capo_objective(dpo_loss, batch, rho, losses, policy.output, inputs)
+        batch.loss = loss.detach()
+        self._capo_report(batch, margin)
+        return (loss, outputs) if return_outputs else loss
+
+    def _capo_objective(self, dpo_loss, batch: PairBatch, rho: Tensor, losses: Tensor, output, inputs) -> Tensor:
+        """Replace the DPO pair losses in DPOTrainer's loss by (B,) `losses`. Subclasses may return another loss."""
+        return dpo_loss + self._capo_sigmoid_weight * (losses + F.logsigmoid(rho)).mean()
+
+    def _capo_noise_rates(self, groups: Tensor, pairs: Tensor | None, margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each pair's noise rate, its group's rate and its label weight, (B,) each."""
+        estimator = self.noise_rate_estimator
+        if estimator is None:
+            rate = torch.full_like(margin, self.args.noise_rate)
+            return rate, rate, torch.ones_like(margin)
+        group_rate = estimator.group_rates(groups)
+        if not self.model.training:
+            return group_rate, group_rate, torch.ones_like(margin)
+        rate, label_weight = estimator.pair_rates(groups, pairs, margin)
+        return rate, group_rate, label_weight
+
+    def _capo_report(self, batch: PairBatch, margin: Tensor) -> None:
+        (self._capo_window if batch.training else self._capo_evaluation).add(batch)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, PairCallback):
+                kwargs = {"model": self.model, "train_dataset": self.train_dataset}
+                callback.on_pairs(self.args, self.state, self.control, batch=batch, **kwargs)
+        estimator = self.noise_rate_estimator
+        if estimator is not None and batch.training:
+            rho = batch.rho if batch.weight is None else batch.rho.masked_fill(batch.weight == 0, torch.nan)
+            estimator.add(rho, batch.groups, batch.pairs, margin)
+            if self.accelerator.sync_gradients:
+                estimator.end_step(self.accelerator)
+
+    def _capo_check_agreement(self, dpo_loss: Tensor, rho: Tensor) -> None:
+        """Check on the first batch that our DPO pair losses average to DPOTrainer's loss, if it has no other term."""
+        plain = self.loss_types == ["sigmoid"] and not self.use_weighting and not self.aux_loss_enabled
+        if plain and not self._capo_agrees_with_trl:
+            ours = self._capo_sigmoid_weight * -F.logsigmoid(rho.detach()).mean()
+            if not torch.allclose(dpo_loss.detach().float(), ours, rtol=1e-3, atol=1e-3, equal_nan=True):
+                found = f"DPOTrainer's loss of the first batch is {dpo_loss.item():.6f}, ours {ours.item():.6f}"
+                raise RuntimeError(f"{found}, so it computes the relative reward in another way. {_WRONG_TRL}")
+        self._capo_agrees_with_trl = True
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [column for column in COLUMNS if column not in self._signature_columns]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            logs |= {key: value for key, value in self._capo_window.take().items() if key not in LOGGED_BY_TRL}
+            rates = self.noise_rate_estimator.by_group() if self.noise_rate_estimator else {}
+            logs |= {f"capo/noise_rate/{group}": rate for group, rate in rates.items()}
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._capo_index.add_columns(eval_dataset, "eval_dataset")
+        # Transformers adds the names when it evaluates all named data sets, but not for one that is asked for by name.
+        if isinstance(eval_dataset, str) and not metric_key_prefix.endswith(f"_{eval_dataset}"):
+            metric_key_prefix = f"{metric_key_prefix}_{eval_dataset}"
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        # DPOTrainer would log its means of batch means later, under `eval_` whatever the data set's name is.
+        metrics = {key: sum(values) / len(values) for key, values in self._metrics["eval"].items()}
+        self._metrics["eval"].clear()
+        metrics |= self._capo_evaluation.take()
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+
+class _RecordOutput:
+    """Stands in for the model in one call of DPOTrainer's loss, and keeps what the first forward pass returns."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self.model, self.output = model, None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.model(*args, **kwargs)
+        self.output = output if self.output is None else self.output
+        return output
