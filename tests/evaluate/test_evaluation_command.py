@@ -1,0 +1,106 @@
+"""`trl-capo evaluate` as a command: options, YAML, files, several processes, and mistakes that end with one line."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.state import PartialState
+from conftest import forked, free_port, run_main
+from scoring_oracle import make_pool, measure
+
+from trl_capo.evaluate.command import main
+
+
+@pytest.fixture
+def options(tmp_path, model_dir, other_model_dir) -> dict:
+    make_pool().to_json(tmp_path / "pool.jsonl", force_ascii=False)
+    models = {"model_name_or_path": model_dir, "ref_model": other_model_dir}
+    data = {"dataset_name": f"{tmp_path}/pool.jsonl", "dataset_split": "train"}
+    return models | data | {"output_dir": f"{tmp_path}/out"}
+
+
+def words(options: dict) -> list[str]:
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def written(folder: Path) -> dict:
+    return json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_everything_is_written_and_documented(options, tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.dump(options | {"beta": 0.7, "group_column": "none", "num_processes": 1}))
+    code, output, errors = run_main(main, "--config", tmp_path / "run.yaml", "--beta", "0.4", "--group_column", "auto")
+    assert code == 0
+    assert "Scoring " in errors
+    files = ["accuracy.png", "margins.png", "metrics.json", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
+    figures = written(tmp_path)
+    same = {key: options[key] for key in ("model_name_or_path", "ref_model")}
+    expected = measure(tmp_path, **same, per_device_eval_batch_size=8)
+    (model,) = figures["models"].values()
+    assert model == expected["models"][options["model_name_or_path"]]
+    assert (figures["beta"], figures["group_column"], figures["dataset"]["pairs"]) == (0.4, "language", 24)
+    documented = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    for key in (*figures, *model, *model["overall"]):
+        assert re.search(rf"[`.]{key}[`.]", documented), key
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    for text in (output, report):
+        assert all(name in text for name in ("de", "sw", "日本", f"{100 * model['overall']['accuracy']:.1f}"))
+
+
+def test_two_processes_measure_what_one_does(options, tmp_path):
+    """With 23 pairs, the processes have different numbers of batches."""
+    make_pool().select(range(23)).to_json(options["dataset_name"], force_ascii=False)
+    alone = words(options | {"per_device_eval_batch_size": 4})
+    assert run_main(main, *alone)[0] == 0
+    one, port = written(tmp_path), free_port()
+
+    def process(rank: int) -> int:
+        PartialState._reset_state()
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        return main(words(options | {"per_device_eval_batch_size": 4, "output_dir": tmp_path / "two" / "out"}))
+
+    second = os.fork()
+    if second == 0:
+        os._exit(process(1))
+    code, output, errors = forked(process, 0)
+    assert os.waitpid(second, 0)[1] == code == 0, errors
+    assert output.count("all pairs ") == 1
+    assert written(tmp_path / "two")["models"] == one["models"]
+
+
+def test_the_split_is_test_or_the_only_one(options, tmp_path, caplog):
+    del options["dataset_split"], options["ref_model"]
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    options["dataset_name"] = folder
+    for split, size in {"validation": 5, "test": 7}.items():
+        make_pool().select(range(size)).to_json(folder / f"{split}.jsonl")
+        assert run_main(main, *words(options))[0] == 0
+        assert written(tmp_path)["dataset"] == {"name": str(folder), "split": split, "pairs": size}
+        assert ("only the split 'validation'" in caplog.text) == (split == "validation")
+        caplog.clear()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"betta": 1}, ["--betta", "--beta"]),
+        ({"beta": 0}, ["beta"]),
+        ({"compare": "x"}, ["model_name_or_path", "compare"]),
+        ({"model_name_or_path": "/no/such/model"}, ["model_name_or_path='/no/such/model'"]),
+        ({"max_length": 5}, ["max_length=5"]),
+        ({"output_dir": "{file}/out"}, ["pool.jsonl/out"]),
+    ],
+)
+def test_a_mistake_ends_with_one_line_that_names_it(options, changes, expected):
+    changes = {key: str(value).format(file=options["dataset_name"]) for key, value in changes.items()}
+    code, _, errors = run_main(main, *words(options | changes))
+    (line,) = [line for line in errors.splitlines() if "error" in line]
+    assert code == 2
+    assert line.startswith("trl-capo evaluate: error: ")
+    assert all(text in line for text in expected), line

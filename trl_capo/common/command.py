@@ -1,0 +1,89 @@
+"""Parse options and YAML files as TRL does, and report mistakes of the user in one message with exit code 2.
+
+Heavy imports are inside the functions, so that `trl-capo --help` does not import torch.
+"""
+
+import difflib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from trl_capo.common.text import escape
+
+
+def parse(argv: Sequence[str], types: tuple[type, ...], prog: str, usage: str | None = None) -> tuple[Any, ...]:
+    """Parse options, and those of the YAML file that `--config` names, into one instance per dataclass.
+
+    Options override the file. The section `env` of the file sets environment variables.
+
+    Raises:
+        ValueError, OSError: an option is unknown or its value invalid, or the file cannot be read.
+    """
+    parsed, launch_options = parse_with_rest(argv, types, prog, usage)
+    if launch_options:
+        raise ValueError(f"{prog} has no option {launch_options[0]}.")
+    return parsed
+
+
+def parse_with_rest(argv: Sequence[str], types: tuple, prog: str, usage: str | None = None) -> tuple[tuple, list]:
+    """Parse as `parse` does, but also return the options for `accelerate launch`, those of the YAML file first.
+
+    `--accelerate_config`, TRL's name for a set of such options, is among them.
+    """
+    import yaml
+    from accelerate.commands.launch import launch_command_parser
+    from trl import TrlParser
+
+    class Parser(TrlParser):
+        def error(self, message: str) -> None:
+            raise ValueError(message)
+
+    parser = Parser(types, prog=prog, usage=usage)
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    try:
+        *parsed, rest = parser.parse_args_and_config(words, return_remaining_strings=True)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the file of --config is not valid YAML: {error}") from error
+    if rest:
+        known = {"--accelerate_config", *parser._option_string_actions}
+        known |= set(launch_command_parser()._option_string_actions)
+        unknown = [word.split("=", 1)[0] for word in rest if word.startswith("--")] or rest
+        unknown = [option for option in unknown if option not in known]
+        if unknown:
+            close = [match for option in unknown for match in difflib.get_close_matches(option, known, 1, 0.75)]
+            hint = f" Did you mean {', '.join(close)}?" if close else ""
+            raise ValueError(f"{prog} has no option {', '.join(unknown)}.{hint}")
+    return tuple(parsed), rest
+
+
+def run(prog: str, function: Callable[..., int | None], *args: Any) -> int:
+    """Call a function and return its exit code (None is 0); report a mistake of the user on stderr and return 2."""
+    try:
+        return function(*args) or 0
+    except (ValueError, OSError, ImportError, NotImplementedError) as error:
+        if os.environ.get("RANK", "0") == "0":  # every process makes the same mistake
+            print(f"{prog}: error: {escape(str(error) or type(error).__name__)}", file=sys.stderr)
+        return 2
+
+
+def processes() -> Any:
+    """Return the PartialState of this group of processes, which on CPUs needs `cpu=True` to find the others."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def need(*packages: str) -> None:
+    """Raise ValueError if a package of the extra `report` is not installed."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} not installed: run pip install 'trl-capo[report]'")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages on which results depend."""
+    return {name: version(name) for name in ("trl-capo", "trl", "transformers", "peft", "torch", "datasets")}

@@ -1,0 +1,98 @@
+"""Confidence intervals and tests for accuracies, for differences of models on the same pairs, and over seeds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Z95 = 1.959963984540054
+"""The 0.975 quantile of the normal distribution."""
+RESAMPLES, TWO_LEVEL_RESAMPLES = 10_000, 4_000
+
+
+def wilson_interval(successes: int, total: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a proportion (Wilson 1927); `total` must be positive."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the two-sided p-value of the exact sign test, which on paired outcomes is McNemar's exact test."""
+    from scipy.special import bdtr  # the binomial distribution function
+
+    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
+
+
+def macro_sign_test(groups: Sequence[np.ndarray], resamples: int, generator: np.random.Generator) -> float:
+    """Return the two-sided p-value of a macro mean of (pairs,) changes of -1, 0 or 1 per group: a random-sign test.
+
+    The null hypothesis is that two equal models win each pair that they rank differently with probability 1/2. The
+    test is conservative if one model is better in some groups and worse in others.
+    """
+    drawn = np.mean([_random_signs(values, resamples, generator) for values in groups], axis=0)
+    reached = np.abs(drawn) >= abs(np.mean([values.mean() for values in groups])) - 1e-12
+    return (1 + int(reached.sum())) / (1 + resamples)
+
+
+def bootstrap_deviations(values: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Return (resamples,) deviations of resampled means from the mean of (pairs,) changes of -1, 0 or 1.
+
+    The variance of a resampled mean is too small by (n - 1) / n, which matters for a mean over many small groups, so
+    it is scaled up. A single pair has no variance to resample: its change gets a random sign instead.
+    """
+    total = len(values)
+    if total == 1:
+        return _random_signs(values, resamples, generator)
+    shares = np.array([(values == outcome).mean() for outcome in (-1, 0, 1)])
+    counts = generator.multinomial(total, shares, size=resamples)
+    return ((counts[:, 2] - counts[:, 0]) / total - values.mean()) * math.sqrt(total / (total - 1))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def beyond_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def percentile_estimate(value: float, draws: np.ndarray) -> Estimate:
+    """Return a value with the percentile interval of its bootstrap draws, some of which may be infinite."""
+    low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")
+    return Estimate(float(value), float(low), float(high))
+
+
+class TwoLevelBootstrap:
+    """Draw seeds and test pairs with replacement, the same ones for every method.
+
+    Pairs are drawn within the (pairs,) groups `labels`, so that every group keeps its size.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int = 0) -> None:
+        generator = np.random.default_rng(seed)
+        self._weights = np.zeros((TWO_LEVEL_RESAMPLES, len(labels)))
+        for group in np.unique(labels):
+            size = (labels == group).sum()
+            self._weights[:, labels == group] = generator.multinomial(size, np.full(size, 1 / size), size=TWO_LEVEL_RESAMPLES)
+
+    def draws(self, values: np.ndarray, seeds: Sequence[int], member: np.ndarray | None = None) -> np.ndarray:
+        """Return (draws,) means of (seeds, pairs) values, over the pairs of a mask `member` if it is given."""
+        weights = self._weights if member is None else self._weights * member
+        by_seed = values @ weights.T / weights.sum(axis=1)
+        # The drawn seeds depend only on how many there are, so methods with the same seeds share them.
+        drawn = np.random.default_rng(len(seeds)).integers(len(seeds), size=(TWO_LEVEL_RESAMPLES, len(seeds)))
+        return by_seed[drawn, np.arange(TWO_LEVEL_RESAMPLES)[:, None]].mean(axis=1)
+
+
+def _random_signs(values: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Return (resamples,) means of the changes with random signs."""
+    differing = int(np.abs(values).sum())
+    return (2 * generator.binomial(differing, 0.5, resamples) - differing) / len(values)

@@ -1,0 +1,1 @@
+"""`trl-capo evaluate`: measure finished models on preference pairs."""

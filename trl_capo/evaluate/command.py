@@ -1,0 +1,178 @@
+"""`trl-capo evaluate`: measure finished models on preference pairs, per group, without training.
+
+From Python, call `evaluate`. Images are not supported.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.logging import get_logger
+from accelerate.utils.memory import clear_device_cache
+from transformers.hf_argparser import HfArg
+
+from trl_capo.common.command import need, parse_with_rest, processes, run, versions
+from trl_capo.core.pairs import find_groups, parse_group_column
+from trl_capo.data.check import check_pairs
+from trl_capo.data.load import load_pairs, select_split
+from trl_capo.data.tokenise import TokenisedPair, tokenise_all
+from trl_capo.evaluate.report import render_text, write_evaluation
+from trl_capo.evaluate.scoring import ModelSource, answer_log_probs, load_model, resolve_model
+from trl_capo.evaluate.summary import compare_models, summarise_model
+
+PROG = "trl-capo evaluate"
+USAGE = f"{PROG} [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
+logger = get_logger(__name__)
+
+
+@dataclass
+class EvaluateArguments:
+    """What to evaluate, on which pairs, and against which reference."""
+
+    model_name_or_path: str | None = HfArg(default=None, help="A model or LoRA adapter: a folder or a hub name.")
+    compare: list[str] = HfArg(default_factory=list, help="Several models instead of one; the first is the baseline.")
+    ref_model: str | None = HfArg(default=None, help="Reference of the rewards; default: the base of an adapter.")
+    dataset_name: str | None = HfArg(default=None, help="Preference pairs: a hub name, a folder or a file.")
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set on the hub.")
+    dataset_split: str | None = HfArg(default=None, help="Split to evaluate on; by default `test`, or the only one.")
+    group_column: str | None = HfArg(default="auto", help="Column of groups; auto: `language` if it exists; or none.")
+    also_by: list[str] = HfArg(default_factory=list, help="Further columns whose groups are reported.")
+    beta: float = HfArg(default=0.1, help="Units of reward per nat, as in training; scales only the margins.")
+    per_device_eval_batch_size: int = HfArg(default=8, help="Pairs per batch.")
+    max_length: int | None = HfArg(default=1024, help="Longer sequences are cut at the end, in tokens.")
+    dtype: str = HfArg(default="auto", help="auto (the checkpoint's), bfloat16, float16 or float32.")
+    load_in_4bit: bool = HfArg(default=False, help="Load models in 4 bits (bitsandbytes NF4).")
+    trust_remote_code: bool = HfArg(default=False, help="Run the code of models on the hub.")
+    output_dir: str | None = HfArg(default=None, help="Folder for metrics.json, report.md and the plots.")
+    seed: int = HfArg(default=0, help="Seed of the bootstrap.")
+
+    def __post_init__(self) -> None:
+        self.group_column = parse_group_column(self.group_column)
+        if bool(self.model_name_or_path) == bool(self.compare):
+            raise ValueError("give either model_name_or_path or, for several models, compare.")
+        if not self.dataset_name:
+            raise ValueError("dataset_name is missing: give a hub name, a folder or a file.")
+        if self.beta <= 0 or self.per_device_eval_batch_size < 1:
+            raise ValueError("beta and per_device_eval_batch_size must be positive.")
+
+
+ARGUMENT_TYPES = (EvaluateArguments,)
+
+
+def evaluate(args: EvaluateArguments) -> tuple[dict[str, Any], list[str] | None, np.ndarray | None]:
+    """Score every model on the pairs.
+
+    Returns:
+        Figures in the schema of docs/evaluate.md, the (N,) groups of the pairs, if there are any, and the (N,) margins
+        of the first model, if it has a reference.
+
+    Raises:
+        ValueError, OSError: a model, file, split or column is missing, or they do not fit each other.
+    """
+    processes()
+    models, reference = _resolve_models(args)
+    splits = load_pairs(args.dataset_name, config=args.dataset_config)
+    split = args.dataset_split or ("test" if len(splits) > 1 else next(iter(splits)))
+    if split not in (args.dataset_split, "test"):
+        logger.warning(f"{args.dataset_name} has only the split {split!r}, which is therefore used.")
+    dataset = select_split(splits, split, "dataset_split")
+    if {"image", "images"} & set(dataset.column_names):
+        raise ValueError(f"{args.dataset_name} has images, but {PROG} scores text only.")
+    for warning in check_pairs(dataset, args.dataset_name):
+        logger.warning(warning)
+    column, groups = find_groups(dataset, args.group_column, args.dataset_name)
+    also_by = {name: find_groups(dataset, name, args.dataset_name, "also_by")[1] for name in args.also_by}
+    started = time.perf_counter()
+    pairs = {name: tokenise_all(dataset, model.tokenizer, args.max_length, name) for name, model in models.items()}
+    kept = [None not in row for row in zip(*pairs.values(), strict=True)]
+    if not any(kept):
+        raise ValueError(f"max_length={args.max_length}: every prompt is at least as long.")
+    labels = None if groups is None else list(compress(groups, kept))
+    also_by = {name: list(compress(values, kept)) for name, values in also_by.items()}
+    scores = _score_models(args, models, reference, {name: list(compress(rows, kept)) for name, rows in pairs.items()})
+    figures = {
+        "dataset": {"name": args.dataset_name, "split": split, "pairs": sum(kept)},
+        "dropped_pairs": len(kept) - sum(kept),
+        "dropped_groups": sorted(set(groups or ()) - set(labels or ())),
+        "group_column": column,
+        "beta": args.beta,
+        "max_length": args.max_length,
+        "seed": args.seed,
+        "seconds": time.perf_counter() - started,
+        "models": {name: summarise_model(labels, also_by, score) for name, score in scores.items()},
+        "differences": compare_models(labels, scores, args.seed),
+        "versions": versions(),
+    }
+    return figures, labels, next(iter(scores.values()))["margins"]
+
+
+def _resolve_models(args: EvaluateArguments) -> tuple[dict[str, ModelSource], ModelSource | None]:
+    """Return the models by their names in the report, where a repeated name gets a number, and the reference."""
+    reference = resolve_model(args.ref_model, "ref_model", args.trust_remote_code) if args.ref_model else None
+    models: dict[str, ModelSource] = {}
+    for name in args.compare or [args.model_name_or_path]:
+        source = resolve_model(name, "compare" if args.compare else "model_name_or_path", args.trust_remote_code)
+        if reference is not None and reference.tokenizer.get_vocab() != source.tokenizer.get_vocab():
+            raise ValueError(f"ref_model={args.ref_model!r} has another vocabulary than {name!r}; give its base.")
+        earlier = sum(model.name == name for model in models.values())
+        models[f"{name} ({earlier + 1})" if earlier else name] = source
+    return models, reference
+
+
+def _score_models(
+    args: EvaluateArguments, models: dict[str, ModelSource], reference: ModelSource | None, pairs: dict[str, list]
+) -> dict[str, dict[str, Any]]:
+    """Return for every model its (N,) `margins` and `per_token` differences, and the name of its `reference`.
+
+    Without a common reference, the base of an adapter is its reference, and other models have none. A model that
+    scores the same tokens several times, such as a common reference, is loaded once.
+    """
+    known: dict[tuple, tuple] = {}
+
+    def log_probs(source: ModelSource, rows: list[TokenisedPair]) -> tuple[np.ndarray, np.ndarray]:
+        key = (source.base, source.adapter)
+        if key not in known or known[key][0] != rows:
+            model = load_model(source, args.dtype, args.load_in_4bit, args.trust_remote_code)
+            batch_size = args.per_device_eval_batch_size
+            known[key] = rows, answer_log_probs(model, rows, batch_size, args.max_length, source.name)
+            del model
+            clear_device_cache(garbage_collection=True)
+        return known[key][1]
+
+    scores = {}
+    for name, source in models.items():
+        policy, lengths = log_probs(source, pairs[name])
+        per_token = policy / np.maximum(lengths, 1)
+        scores[name] = {"margins": None, "per_token": per_token[:, 0] - per_token[:, 1], "reference": None}
+        own = reference or (replace(source, name=source.base, adapter=None) if source.adapter else None)
+        if own is not None:
+            rewards = args.beta * (policy - log_probs(own, pairs[name])[0])
+            scores[name] |= {"margins": rewards[:, 0] - rewards[:, 1], "reference": own.name}
+    return scores
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one process of an evaluation and return its exit code."""
+    return run(PROG, _main, sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+    (args,), _ = parse_with_rest(argv, ARGUMENT_TYPES, PROG, USAGE)
+    need("matplotlib", "scipy")
+    if args.output_dir:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    figures, labels, margins = evaluate(args)
+    if processes().is_main_process:
+        print(render_text(figures))
+        if args.output_dir:
+            write_evaluation(figures, labels, margins, Path(args.output_dir))
+    processes().destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The output of an evaluation: tables for the terminal and report.md, metrics.json, and the plots.
+
+In the plots, position and shape carry the information, so they also work in grey and with 30 languages.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trl_capo.common.figures import MARKERS, add_legend, choose_fonts, label_rows, new_figure, save
+from trl_capo.common.tables import count, escape_markdown, markdown_table, percent, text_table
+from trl_capo.common.text import one_line
+from trl_capo.evaluate.summary import ALL_PAIRS, MACRO, MEASURES, WORST
+
+HEADINGS = ["pairs", "accuracy, %", "ties, %", "margin", "median", "reference-free, %"]
+NAME_LENGTH = 90  # in the plots, which show the end of a longer name, since it distinguishes folders
+
+
+def render_text(figures: dict[str, Any]) -> str:
+    """Return the tables and notes for a terminal."""
+    tables = [f"{one_line(name)}\n{text_table(rows)}\n" for name, rows in evaluation_tables(figures).items()]
+    return "\n".join([*tables, *notes(figures)])
+
+
+def write_evaluation(
+    figures: dict[str, Any], labels: Sequence[str] | None, margins: np.ndarray | None, folder: Path
+) -> None:
+    """Write metrics.json, report.md and the plots; the arguments are what `evaluate` returns."""
+    content = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "metrics.json").write_text(content + "\n", encoding="utf-8")
+    (folder / "margins.png").unlink(missing_ok=True)  # from an earlier evaluation
+    data = figures["dataset"]
+    title = f"Evaluation on {data['name']}, split {data['split']}: {count(data['pairs'], 'pair')}"
+    lines = [f"# {escape_markdown(title)}", ""]
+    for name, rows in evaluation_tables(figures).items():
+        lines += [f"## {escape_markdown(name)}", "", markdown_table(rows), ""]
+    lines += [f"- {escape_markdown(line)}" for line in notes(figures)] + [""]
+    lines += [f"![{Path(name).stem} per group]({name})" for name in plot_evaluation(figures, labels, margins, folder)]
+    lines += ["", f"Versions: {', '.join(map(' '.join, figures['versions'].items()))}."]
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def evaluation_tables(figures: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """Return one table per model, and one of the differences if there are several models, by their titles.
+
+    In the differences, which have one column per model, `*` marks what is beyond chance.
+    """
+    group_name = figures["group_column"] or "group"
+    tables = {name: [[group_name, *HEADINGS], *_rows(model)] for name, model in figures["models"].items()}
+    if figures["differences"]:
+        headings = [f"model {number} - 1" for number in range(2, len(figures["models"]) + 1)]
+        found = figures["differences"].values()
+        parts = [model["groups"] | {ALL_PAIRS: model["overall"], MACRO: model.get("macro")} for model in found]
+        rows = [[name, *(_difference(part[name]) for part in parts)] for name in parts[0] if parts[0][name]]
+        tables["Differences"] = [[group_name, *headings], *rows]
+    return tables
+
+
+def _rows(model: dict[str, Any]) -> list[list[str]]:
+    rows, parts = [], dict(model["groups"])
+    for column, groups in model["also_by"].items():
+        parts |= {f"{column}: {group}": part for group, part in groups.items()}
+    for name, part in [*parts.items(), (ALL_PAIRS, model["overall"])]:
+        margins = ["-" if part[key] is None else f"{part[key]:.3f}" for key in ("margin_mean", "margin_median")]
+        accuracy, free = (percent(part[key], part[f"{key}_95"]) for key in MEASURES)
+        rows.append([name, count(part["pairs"]), accuracy, percent(part["ties"]), *margins, free])
+    if model["groups"]:
+        means = [percent(model["macro"].get(key)) for key in MEASURES]
+        found = [model["worst"].get(key) for key in MEASURES]
+        worst = [f"{percent(entry['value'])} ({one_line(entry['group'])})" if entry else "-" for entry in found]
+        rows += [[name, "", a, "", "", "", free] for name, (a, free) in ((MACRO, means), (WORST, worst))]
+    return rows
+
+
+def _difference(part: dict[str, Any]) -> str:
+    value, low, high = (f"{100 * number:+.1f}" for number in (part["difference"], *part["interval_95"]))
+    return f"{value} [{low}, {high}]{' *' if part['beyond_chance'] else ''}"
+
+
+def notes(figures: dict[str, Any]) -> list[str]:
+    """Return what a reader of the tables must know."""
+    lines, names = [], [one_line(name) for name in figures["models"]]
+    if figures["dropped_pairs"]:
+        lines.append(f"Left out because the prompt alone fills max_length: {count(figures['dropped_pairs'], 'pair')}.")
+    if figures["dropped_groups"]:
+        lines.append(f"Groups with no pair left: {', '.join(map(one_line, figures['dropped_groups']))}.")
+    for name, model in zip(names, figures["models"].values(), strict=True):
+        if model["reference"] is None:
+            lines.append(f"{name}: without a reference (ref_model) there are no rewards, only log-probabilities.")
+        elif model["overall"]["ties"] == 1:
+            lines.append(f"{name}: all pairs are ties, because the model equals its reference, {model['reference']}.")
+    lines.append(
+        "accuracy: share of pairs with a positive margin [95 % Wilson interval], so a tie is no success; margin: mean "
+        "and median reward of the chosen answer minus that of the rejected one; reference-free: share of pairs whose "
+        "chosen answer has the higher log-probability per token."
+    )
+    if figures["differences"]:
+        measure = MEASURES[next(iter(figures["differences"].values()))["measure"]]
+        lines.append(
+            f"Differences: {measure}, in percentage points, on the same pairs; * beyond chance: the 95 % interval "
+            "excludes 0 and the sign test gives p < 0.05."
+        )
+        lines += [f"Model {number}: {name}" for number, name in enumerate(names, 1)]
+    return lines
+
+
+def plot_evaluation(
+    figures: dict[str, Any], labels: Sequence[str] | None, margins: np.ndarray | None, folder: Path
+) -> list[str]:
+    """Draw accuracy.png and, with margins, margins.png, and return the names of the files.
+
+    The arguments are what `evaluate` returns, so the (N,) margins are those of the first model.
+    """
+    import matplotlib
+
+    names, models = [one_line(name)[-NAME_LENGTH:] for name in figures["models"]], list(figures["models"].values())
+    data, groups = one_line(figures["dataset"]["name"])[-NAME_LENGTH:], list(models[0]["groups"])
+    has_rewards = all(model["overall"]["accuracy"] is not None for model in models)
+    key = "accuracy" if has_rewards else "reference_free_accuracy"
+    rows, title = [*map(one_line, groups), ALL_PAIRS], f"{names[0]}\non {data}"
+    with matplotlib.rc_context({"font.family": choose_fonts([*rows, *names, data])}):
+        figure, axes = _figure(rows, data if len(models) > 1 else title, len(models))
+        for index, (name, model) in enumerate(zip(names, models, strict=True)):
+            parts = [*model["groups"].values(), model["overall"]]
+            centre, bounds = (100 * np.array([part[entry] for part in parts]) for entry in (key, f"{key}_95"))
+            places = np.arange(len(rows)) + (index - (len(models) - 1) / 2) * 0.6 / len(models)
+            style = {"fmt": MARKERS[index % len(MARKERS)], "color": str(0.15 + 0.5 * index / len(models))}
+            style |= {"markersize": 5, "capsize": 2, "linewidth": 1.2}
+            axes.errorbar(centre, places, xerr=np.abs(bounds.T - centre), label=name, **style)
+        axes.axvline(50, color="0.4", linestyle=":", linewidth=1)
+        axes.set_xlim(-2, 102)
+        axes.set_xlabel(f"{MEASURES[key]} in %, with 95 % interval (dotted: chance)")
+        if len(models) > 1:
+            add_legend(figure)
+        files = [save(figure, folder / "accuracy.png")]
+        if margins is not None:
+            figure, axes = _figure(rows, title)
+            values = [*(margins[np.asarray(labels, dtype=object) == group] for group in groups), margins]
+            style = {"widths": 0.55, "showfliers": False, "manage_ticks": False, "orientation": "horizontal"}
+            axes.boxplot(values, positions=range(len(rows)), whis=(5, 95), medianprops={"color": "0.1"}, **style)
+            axes.axvline(0, color="0.4", linestyle=":", linewidth=1)
+            axes.set_xlabel("margin in units of reward: median, quartiles, 5 to 95 %")
+            files.append(save(figure, folder / "margins.png"))
+    return files
+
+
+def _figure(rows: Sequence[str], title: str, models: int = 1) -> tuple[Any, Any]:
+    """Return a figure and its axes, with room in every row for the points of all models."""
+    height = 1.6 + 0.28 * len(rows) * min(max(1.0, 0.6 * models), 3.0) + 0.18 * models
+    figure, (axes,) = new_figure(8, min(height, 150))  # Matplotlib draws at most 500 inches
+    label_rows(axes, rows)
+    axes.set_title(title, fontsize=9, parse_math=False)
+    axes.grid(axis="x", color="0.85")
+    axes.axhline(len(rows) - 1.5, color="0.7", linewidth=0.8)
+    return figure, axes

@@ -1,0 +1,127 @@
+"""Load finished models, and score the answers of preference pairs.
+
+A model is named by its folder or hub name, or by that of a PEFT adapter, whose config names its base. TRL's fused head
+avoids a tensor of the size of the vocabulary. Several processes divide the batches among themselves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from huggingface_hub import snapshot_download
+from peft import PeftConfig, PeftModel
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import find_adapter_config_file
+from trl.trainer.utils import add_fused_lm_head
+
+from trl_capo.common.command import processes
+from trl_capo.common.text import first_few
+from trl_capo.data.tokenise import TokenisedPair
+
+_ADAPTER_FILES = ["adapter_*", "*token*", "*.jinja", "*.model", "vocab*", "merges*"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The model `base`, or an adapter (its folder) on it, and the tokenizer to use."""
+
+    name: str
+    base: str
+    adapter: str | None
+    tokenizer: Any
+
+
+def resolve_model(name: str, option: str, trust_remote_code: bool = False) -> ModelSource:
+    """Find the model or adapter of a name, which `option` gave, and load only its tokenizer.
+
+    Raises:
+        ValueError: there is no such model or adapter.
+    """
+    given = f"{option}={name!r}"
+    try:
+        adapter = None
+        if find_adapter_config_file(name):
+            adapter = name if Path(name).is_dir() else snapshot_download(name, allow_patterns=_ADAPTER_FILES)
+        base = name if adapter is None else PeftConfig.from_pretrained(adapter).base_model_name_or_path
+        given += "" if base == name else f", whose base is {base!r},"
+        AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        folder = adapter if adapter and (Path(adapter) / "tokenizer_config.json").is_file() else base
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{given} cannot be used: {str(error).splitlines()[0]}") from error
+    return ModelSource(name, base, adapter, tokenizer)
+
+
+def load_model(source: ModelSource, dtype: str, load_in_4bit: bool, trust_remote_code: bool) -> Any:
+    """Load a model, with its adapter if it has one, for `answer_log_probs`.
+
+    Raises:
+        ValueError: the checkpoint lacks tensors, which Transformers would fill with random numbers.
+    """
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4") if load_in_4bit else None
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        source.base,
+        dtype=dtype,
+        quantization_config=quantization,
+        trust_remote_code=trust_remote_code,
+        device_map={"": processes().device},
+        output_loading_info=True,
+    )
+    if loading["missing_keys"]:
+        raise ValueError(f"{source.base!r} lacks weights: {first_few(sorted(loading['missing_keys']), 3)}.")
+    add_fused_lm_head(model)  # before the adapter, which wraps the model
+    return (model if source.adapter is None else PeftModel.from_pretrained(model, source.adapter)).eval()
+
+
+@torch.no_grad()
+def answer_log_probs(
+    model: Any, pairs: Sequence[TokenisedPair], batch_size: int, max_length: int | None, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score both answers of N pairs.
+
+    Args:
+        model: a causal language model with TRL's fused head, in evaluation mode; `name` is for messages.
+        batch_size: pairs per batch, which has twice as many sequences.
+        max_length: longer sequences are cut at the end, as TRL does; None cuts nothing.
+
+    Returns:
+        (N, 2) log-probabilities in nats, chosen and rejected, and (N, 2) numbers of tokens, on every process.
+
+    Raises:
+        ValueError: a log-probability is not finite.
+    """
+
+    def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+        tensors = [torch.tensor(row, device=state.device) for row in rows]
+        return pad_sequence(tensors, batch_first=True, padding_value=value)
+
+    answers = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    sequences = [((prompt + answer)[:max_length], len(prompt)) for prompt, answer in answers]
+    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index][0]))
+    batches = [order[start : start + 2 * batch_size] for start in range(0, len(order), 2 * batch_size)]
+    state, scored = processes(), []
+    own_batches = batches[state.process_index :: state.num_processes]
+    for batch in tqdm(own_batches, desc=f"Scoring {name}", unit="batch", disable=not state.is_main_process):
+        rows = [sequences[index] for index in batch]
+        outputs = model(
+            input_ids=pad([ids for ids, _ in rows], 0),  # padding is masked, so any token will do
+            attention_mask=pad([[1] * len(ids) for ids, _ in rows], 0),
+            labels=pad([[-100] * start + ids[start:] for ids, start in rows], -100),
+            use_cache=False,
+            fused_lm_head=True,
+        )
+        scored.append((batch, outputs.log_probs.double().sum(dim=1).tolist()))
+    log_probs = np.zeros(len(sequences))
+    for batch, values in gather_object(scored):
+        log_probs[batch] = values
+    if not np.isfinite(log_probs).all():
+        raise ValueError(f"{name!r}: {(~np.isfinite(log_probs)).sum():,} log-probabilities are not finite.")
+    # Without a prompt, nothing predicts the first token.
+    lengths = np.array([len(ids) - max(start, 1) for ids, start in sequences])
+    return log_probs.reshape(-1, 2), lengths.reshape(-1, 2)
