@@ -1,0 +1,1 @@
+"""Preference data: loading, checking, editing, noise, cleaning and tokenising."""

@@ -1,0 +1,180 @@
+"""Load preference pairs by hub name, local folder or file, and TRL's mixtures, and check them before a model loads.
+
+The checks run on Arrow columns in one pass; only messages with more than a role and text are read one by one. A stream
+is checked by its first rows, since it can be read only once.
+"""
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset, LargeList, List, Value
+from datasets.exceptions import DatasetsError
+from trl import DatasetMixtureConfig, get_dataset
+
+from trl_capo.common.text import first_few
+
+STREAM_ROWS = 100
+BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"}
+_BATCH = 10_000
+_COLUMNS = ("prompt", "chosen", "rejected")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+def load_pairs(
+    name: str, *, config: str | None = None, streaming: bool = False, option: str = "dataset_name"
+) -> Mapping[str, Any]:
+    """Load the splits of a data set; raise ValueError if nothing can be found or read there.
+
+    `name` is a hub name (of which `config` is a configuration), a folder of data files or of `save_to_disk`, or a
+    file, also a compressed one, whose split is `train`. `option` is what messages call it.
+    """
+    path = Path(name).expanduser()
+    with _readable(f"{option}={name!r}"):
+        if path.is_file():
+            return datasets.load_dataset(_builder(path), data_files=str(path), streaming=streaming)
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            saved = datasets.load_from_disk(str(path))
+            return saved if isinstance(saved, Mapping) else datasets.DatasetDict(train=saved)
+        if path.is_dir():
+            return datasets.load_dataset(str(path.resolve()), config, streaming=streaming)
+        if path.suffix in (*BUILDERS, *_COMPRESSED) or name.startswith((".", "/", "~")):
+            raise FileNotFoundError("there is no such file or folder")
+        return datasets.load_dataset(name, config, streaming=streaming)
+
+
+def select_split(splits: Mapping[str, Any], split: str, option: str) -> Dataset | IterableDataset:
+    """Return a split; if it is missing, raise ValueError with the option and the existing splits."""
+    if split not in splits:
+        raise ValueError(f"{option}={split!r}: the data set has no such split. Choose from {', '.join(splits)}.")
+    return splits[split]
+
+
+def load_mixture(dataset_args: DatasetMixtureConfig, seed: int) -> Mapping[str, Any]:
+    """Load a mixture as `trl.get_dataset` does, except that entries may be files and that the test split is seeded.
+
+    TRL draws the split of `test_split_size` without a seed, so every process, and every resumed run, gets another one.
+    Raises ValueError if an entry cannot be read, the entries do not fit together, or the split is impossible.
+    """
+    size, streaming, entries = dataset_args.test_split_size, dataset_args.streaming, []
+    if streaming and size is not None:
+        raise ValueError(f"test_split_size={size}: a stream cannot be split. Leave out one of the two options.")
+    with _readable("datasets"):
+        for entry in dataset_args.datasets:
+            path = Path(entry.path).expanduser()
+            file = {"path": _builder(path), "data_files": str(path)} if path.is_file() else {}
+            entries.append(dataclasses.replace(entry, **file))
+        mixture = get_dataset(DatasetMixtureConfig(entries, streaming))
+    if size is None:
+        return mixture
+    with _readable(f"test_split_size={size}"):
+        return mixture["train"].train_test_split(test_size=size, seed=seed)
+
+
+def _builder(path: Path) -> str:
+    ending = path.with_suffix("").suffix if path.suffix in _COMPRESSED else path.suffix
+    if ending not in BUILDERS:
+        raise ValueError(f"the file's name must end in one of {', '.join(BUILDERS)}")
+    return BUILDERS[ending]
+
+
+@contextmanager
+def _readable(option: str) -> Iterator[None]:
+    """Turn errors of `datasets` into a ValueError of one line that starts with the option."""
+    try:
+        yield
+    except StopIteration as error:  # what `datasets` raises for a JSON file without rows
+        raise ValueError(f"{option}: the file has no rows.") from error
+    except (DatasetsError, ValueError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{option} cannot be used: {reason}") from error
+
+
+def check_pairs(dataset: Dataset | IterableDataset, name: str) -> list[str]:
+    """Raise ValueError for pairs that cannot be used, and return warnings about pairs that can.
+
+    A null is an error. An empty answer, equal answers, or no prompt are a warning, and an error if all rows have them.
+    `chosen`, `rejected` and usually `prompt` must all be text, or all lists of messages.
+    """
+    rows = _first_rows(dataset) if isinstance(dataset, IterableDataset) else dataset
+    if problem := _column_problem(rows):
+        raise ValueError(f"{name}: {problem}.")
+    columns = [column for column in _COLUMNS if column in rows.column_names]
+    found: dict[str, list[int]] = defaultdict(list)
+    for number, batch in enumerate(rows.select_columns(columns).with_format("arrow").iter(_BATCH)):
+        arrays = {column: batch[column].combine_chunks() for column in columns}
+        texts = {column: _join(array) if pa.types.is_nested(array.type) else array for column, array in arrays.items()}
+        for problem, mask in _row_problems(texts):
+            found[problem] += (np.flatnonzero(mask.fill_null(False)) + number * _BATCH).tolist()
+    errors, warnings = [], []
+    for problem, indices in found.items():
+        if indices:
+            line = f"{problem} in {len(indices):,} of {len(rows):,} rows (row {first_few(indices)})"
+            (errors if "null" in problem or len(indices) == len(rows) else warnings).append(line)
+    if errors:
+        raise ValueError(f"{name} cannot be used: {'; '.join(errors)}.")
+    return [f"{name}: {line}" for line in warnings]
+
+
+def _first_rows(dataset: IterableDataset) -> Dataset:
+    rows = [{key: value for key, value in row.items() if key in _COLUMNS} for row in dataset.take(STREAM_ROWS)]
+    features = dataset.features and rows and datasets.Features({key: dataset.features[key] for key in rows[0]})
+    return Dataset.from_list(rows, features or None)
+
+
+def _column_problem(rows: Dataset) -> str | None:
+    if not len(rows):
+        return "it has no rows"
+    missing = [column for column in ("chosen", "rejected") if column not in rows.column_names]
+    if missing:
+        return f"it has no column {' and no column '.join(missing)}, only {', '.join(rows.column_names)}. Rename them"
+    formats = {column: _format(rows.features[column]) for column in _COLUMNS if column in rows.column_names}
+    if set(formats.values()) not in ({"text"}, {"messages"}):
+        given = ", ".join(f"{column} is {form}" for column, form in formats.items())
+        return f"{given}. Give text in all three columns, or lists of messages with `role` and `content`"
+    return None
+
+
+def _format(feature: Any) -> str:
+    """Return "text", "messages", or any other type's name, such as the Json type of mixed formats."""
+    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+        return "text"
+    message = feature.feature if isinstance(feature, List | LargeList) else None
+    return "messages" if isinstance(message, Mapping) and {"role", "content"} <= set(message) else str(feature)
+
+
+def _row_problems(texts: Mapping[str, pa.Array]) -> Iterator[tuple[str, pa.Array]]:
+    """Yield what can be wrong with a row, and the (B,) mask of the rows of which it is true."""
+    for column, text in texts.items():
+        yield f"{column} is null", text.is_null()
+    for column in ("chosen", "rejected"):
+        yield f"{column} is empty", pc.or_(pc.equal(texts[column], ""), pc.utf8_is_space(texts[column]))
+    yield "chosen equals rejected", pc.equal(texts["chosen"], texts["rejected"])
+    if "prompt" not in texts:
+        starts = [pc.utf8_slice_codeunits(texts[column], 0, 1) for column in ("chosen", "rejected")]
+        yield "no prompt (no such column, and both answers share no beginning)", pc.not_equal(*starts)
+
+
+def _join(lists: pa.Array) -> pa.Array:
+    """Return (B,) text, the joined contents of each row's messages."""
+    messages = lists.flatten()
+    if {(field.name, field.type) for field in messages.type} == {("role", pa.string()), ("content", pa.string())}:
+        contents = messages.field("content").fill_null("")
+    else:
+        contents = pa.array(map(_content, messages.to_pylist()), pa.string())
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
+    offsets = pa.array(np.append(0, lengths.cumsum()), pa.int32())
+    return pc.if_else(lists.is_null(), None, pc.binary_join(pa.ListArray.from_arrays(offsets, contents), "\n"))
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    given = {key: value for key, value in message.items() if key != "role" and value}
+    return json.dumps(given, sort_keys=True, default=str) if given else ""
