@@ -3,8 +3,18 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from trl_capo.common.tables import count, escape_markdown, markdown_table, percent, text_table
-from trl_capo.common.text import escape, first_few, one_line, shorten, spreadsheet_cell
+from trl_capo.common.text import (
+    count,
+    escape,
+    escape_markdown,
+    first_few,
+    markdown_table,
+    one_line,
+    percent,
+    shorten,
+    spreadsheet_cell,
+    text_table,
+)
 
 
 def test_controls_become_escapes_and_letters_stay():

@@ -17,10 +17,8 @@ from trl_capo.common.text import escape
 def parse(argv: Sequence[str], types: tuple[type, ...], prog: str, usage: str | None = None) -> tuple[Any, ...]:
     """Parse options, and those of the YAML file that `--config` names, into one instance per dataclass.
 
-    Options override the file. The section `env` of the file sets environment variables.
-
-    Raises:
-        ValueError, OSError: an option is unknown or its value invalid, or the file cannot be read.
+    Options override the file, whose section `env` sets environment variables. Raises ValueError or OSError if an
+    option is unknown or its value invalid, or the file cannot be read.
     """
     parsed, launch_options = parse_with_rest(argv, types, prog, usage)
     if launch_options:
@@ -29,10 +27,7 @@ def parse(argv: Sequence[str], types: tuple[type, ...], prog: str, usage: str | 
 
 
 def parse_with_rest(argv: Sequence[str], types: tuple, prog: str, usage: str | None = None) -> tuple[tuple, list]:
-    """Parse as `parse` does, but also return the options for `accelerate launch`, those of the YAML file first.
-
-    `--accelerate_config`, TRL's name for a set of such options, is among them.
-    """
+    """Parse as `parse` does; also return the options of `accelerate launch`, and TRL's for it, YAML file first."""
     import yaml
     from accelerate.commands.launch import launch_command_parser
     from trl import TrlParser
@@ -48,8 +43,8 @@ def parse_with_rest(argv: Sequence[str], types: tuple, prog: str, usage: str | N
     except yaml.YAMLError as error:
         raise ValueError(f"the file of --config is not valid YAML: {error}") from error
     if rest:
-        known = {"--accelerate_config", *parser._option_string_actions}
-        known |= set(launch_command_parser()._option_string_actions)
+        launch_options = launch_command_parser()._option_string_actions
+        known = {"--accelerate_config", *parser._option_string_actions, *launch_options}
         unknown = [word.split("=", 1)[0] for word in rest if word.startswith("--")] or rest
         unknown = [option for option in unknown if option not in known]
         if unknown:

@@ -8,7 +8,6 @@ from typing import Any
 from trl_capo.common.text import shorten
 
 MARKERS = "osD^vP*X"
-NAME_LENGTH = 30
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Sequence[Any]]:
@@ -25,7 +24,7 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Sequ
 
 def label_rows(axes: Any, names: Sequence[str]) -> None:
     """Give the y axis one row per name, from top to bottom."""
-    axes.set_yticks(range(len(names)), [shorten(name, NAME_LENGTH) for name in names], parse_math=False)
+    axes.set_yticks(range(len(names)), [shorten(name, 30) for name in names], parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Z95 = 1.959963984540054
-"""The 0.975 quantile of the normal distribution."""
-RESAMPLES, TWO_LEVEL_RESAMPLES = 10_000, 4_000
+Z95 = 1.959963984540054  # the 0.975 quantile of the normal distribution
+RESAMPLES, SEED_DRAWS = 10_000, 4_000
 
 
 def wilson_interval(successes: int, total: int) -> tuple[float, float]:
@@ -71,25 +70,22 @@ def percentile_estimate(value: float, draws: np.ndarray) -> Estimate:
 
 
 class TwoLevelBootstrap:
-    """Draw seeds and test pairs with replacement, the same ones for every method.
-
-    Pairs are drawn within the (pairs,) groups `labels`, so that every group keeps its size.
-    """
+    """Draw seeds, and test pairs within the (pairs,) groups `labels`, with replacement, the same for every method."""
 
     def __init__(self, labels: np.ndarray, seed: int = 0) -> None:
         generator = np.random.default_rng(seed)
-        self._weights = np.zeros((TWO_LEVEL_RESAMPLES, len(labels)))
+        self._weights = np.zeros((SEED_DRAWS, len(labels)))
         for group in np.unique(labels):
             size = (labels == group).sum()
-            self._weights[:, labels == group] = generator.multinomial(size, np.full(size, 1 / size), size=TWO_LEVEL_RESAMPLES)
+            self._weights[:, labels == group] = generator.multinomial(size, np.full(size, 1 / size), size=SEED_DRAWS)
 
     def draws(self, values: np.ndarray, seeds: Sequence[int], member: np.ndarray | None = None) -> np.ndarray:
         """Return (draws,) means of (seeds, pairs) values, over the pairs of a mask `member` if it is given."""
         weights = self._weights if member is None else self._weights * member
         by_seed = values @ weights.T / weights.sum(axis=1)
         # The drawn seeds depend only on how many there are, so methods with the same seeds share them.
-        drawn = np.random.default_rng(len(seeds)).integers(len(seeds), size=(TWO_LEVEL_RESAMPLES, len(seeds)))
-        return by_seed[drawn, np.arange(TWO_LEVEL_RESAMPLES)[:, None]].mean(axis=1)
+        drawn = np.random.default_rng(len(seeds)).integers(len(seeds), size=(SEED_DRAWS, len(seeds)))
+        return by_seed[drawn, np.arange(SEED_DRAWS)[:, None]].mean(axis=1)
 
 
 def _random_signs(values: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:

@@ -1,7 +1,11 @@
-"""Prepare text of unknown content, such as group names and data, for terminals, reports and spreadsheets."""
+"""Show numbers, tables, and text of unknown content in terminals, Markdown and spreadsheets.
 
+The first row of a table contains its headings, and the first cell of each row is a name.
+"""
+
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _UNSAFE = ("Cc", "Cs", "Zl", "Zp", "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
@@ -39,3 +43,37 @@ def spreadsheet_cell(value: Any) -> Any:
         return value
     text = escape(value.replace("\r\n", "\n"))
     return f"'{text}" if text.lstrip().startswith(_FORMULA_STARTS) else text
+
+
+def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """Format a share as a percentage, such as `81.2 [79.9, 82.4]`; None and NaN become `-`."""
+    if value is None or value != value:
+        return "-"
+    return f"{100 * value:.1f}" + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
+
+
+def count(number: int, noun: str = "") -> str:
+    """Format a number as `1,234`, or with a noun as `1,234 pairs` or `1 pair`."""
+    return f"{number:,}" + (f" {noun}{'' if number == 1 else 's'}" if noun else "")
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Align the cells for a terminal, names on the left and numbers on the right; long names are cut."""
+    import pandas as pd
+
+    names, *columns = zip(*rows, strict=True)
+    names = [shorten(one_line(name), 40) for name in names]
+    frame = pd.DataFrame({column[0]: column[1:] for column in columns}, index=names[1:])
+    with pd.option_context("display.unicode.east_asian_width", True):
+        return frame.rename_axis(columns=names[0]).to_string()
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table that shows every cell as it is."""
+    lines = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "| --- |" + " ---: |" * (len(rows[0]) - 1), *lines[1:]])
+
+
+def escape_markdown(text: str) -> str:
+    """Escape what Markdown or HTML would interpret, so that one line of text is shown as it is."""
+    return re.sub(r"([\\`*_<>|&~$]|\](?=[(\[]))", r"\\\1", one_line(text))

@@ -1,7 +1,4 @@
-"""`trl-capo evaluate`: measure finished models on preference pairs, per group, without training.
-
-From Python, call `evaluate`. Images are not supported.
-"""
+"""`trl-capo evaluate`, and `evaluate` in Python: measure finished models on pairs of texts, per group."""
 
 import sys
 import time
@@ -18,8 +15,7 @@ from transformers.hf_argparser import HfArg
 
 from trl_capo.common.command import need, parse_with_rest, processes, run, versions
 from trl_capo.core.pairs import find_groups, parse_group_column
-from trl_capo.data.check import check_pairs
-from trl_capo.data.load import load_pairs, select_split
+from trl_capo.data.load import check_pairs, load_pairs, select_split
 from trl_capo.data.tokenise import TokenisedPair, tokenise_all
 from trl_capo.evaluate.report import render_text, write_evaluation
 from trl_capo.evaluate.scoring import ModelSource, answer_log_probs, load_model, resolve_model
@@ -67,12 +63,8 @@ ARGUMENT_TYPES = (EvaluateArguments,)
 def evaluate(args: EvaluateArguments) -> tuple[dict[str, Any], list[str] | None, np.ndarray | None]:
     """Score every model on the pairs.
 
-    Returns:
-        Figures in the schema of docs/evaluate.md, the (N,) groups of the pairs, if there are any, and the (N,) margins
-        of the first model, if it has a reference.
-
-    Raises:
-        ValueError, OSError: a model, file, split or column is missing, or they do not fit each other.
+    Returns figures in the schema of docs/evaluate.md, the (N,) groups of the pairs, if any, and the (N,) margins of
+    the first model, if it has a reference. Raises ValueError or OSError if something is missing or does not fit.
     """
     processes()
     models, reference = _resolve_models(args)
@@ -129,8 +121,7 @@ def _score_models(
 ) -> dict[str, dict[str, Any]]:
     """Return for every model its (N,) `margins` and `per_token` differences, and the name of its `reference`.
 
-    Without a common reference, the base of an adapter is its reference, and other models have none. A model that
-    scores the same tokens several times, such as a common reference, is loaded once.
+    Without a common reference, only adapters have one: their base. A model is loaded once for the same tokens.
     """
     known: dict[tuple, tuple] = {}
 

@@ -1,7 +1,4 @@
-"""The output of an evaluation: tables for the terminal and report.md, metrics.json, and the plots.
-
-In the plots, position and shape carry the information, so they also work in grey and with 30 languages.
-"""
+"""The output of an evaluation: tables, metrics.json, report.md, and plots that also work in grey."""
 
 import json
 from collections.abc import Sequence
@@ -11,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from trl_capo.common.figures import MARKERS, add_legend, choose_fonts, label_rows, new_figure, save
-from trl_capo.common.tables import count, escape_markdown, markdown_table, percent, text_table
-from trl_capo.common.text import one_line
+from trl_capo.common.text import count, escape_markdown, markdown_table, one_line, percent, text_table
 from trl_capo.evaluate.summary import ALL_PAIRS, MACRO, MEASURES, WORST
 
 HEADINGS = ["pairs", "accuracy, %", "ties, %", "margin", "median", "reference-free, %"]
@@ -44,10 +40,7 @@ def write_evaluation(
 
 
 def evaluation_tables(figures: dict[str, Any]) -> dict[str, list[list[str]]]:
-    """Return one table per model, and one of the differences if there are several models, by their titles.
-
-    In the differences, which have one column per model, `*` marks what is beyond chance.
-    """
+    """Return by its title one table per model, and with several models one of the differences (*: beyond chance)."""
     group_name = figures["group_column"] or "group"
     tables = {name: [[group_name, *HEADINGS], *_rows(model)] for name, model in figures["models"].items()}
     if figures["differences"]:
@@ -110,16 +103,12 @@ def notes(figures: dict[str, Any]) -> list[str]:
 def plot_evaluation(
     figures: dict[str, Any], labels: Sequence[str] | None, margins: np.ndarray | None, folder: Path
 ) -> list[str]:
-    """Draw accuracy.png and, with margins, margins.png, and return the names of the files.
-
-    The arguments are what `evaluate` returns, so the (N,) margins are those of the first model.
-    """
+    """Draw accuracy.png and, with the margins of the first model, margins.png; return the names of the files."""
     import matplotlib
 
     names, models = [one_line(name)[-NAME_LENGTH:] for name in figures["models"]], list(figures["models"].values())
     data, groups = one_line(figures["dataset"]["name"])[-NAME_LENGTH:], list(models[0]["groups"])
-    has_rewards = all(model["overall"]["accuracy"] is not None for model in models)
-    key = "accuracy" if has_rewards else "reference_free_accuracy"
+    key = "reference_free_accuracy" if None in [model["overall"]["accuracy"] for model in models] else "accuracy"
     rows, title = [*map(one_line, groups), ALL_PAIRS], f"{names[0]}\non {data}"
     with matplotlib.rc_context({"font.family": choose_fonts([*rows, *names, data])}):
         figure, axes = _figure(rows, data if len(models) > 1 else title, len(models))
@@ -131,8 +120,7 @@ def plot_evaluation(
             style |= {"markersize": 5, "capsize": 2, "linewidth": 1.2}
             axes.errorbar(centre, places, xerr=np.abs(bounds.T - centre), label=name, **style)
         axes.axvline(50, color="0.4", linestyle=":", linewidth=1)
-        axes.set_xlim(-2, 102)
-        axes.set_xlabel(f"{MEASURES[key]} in %, with 95 % interval (dotted: chance)")
+        axes.set(xlim=(-2, 102), xlabel=f"{MEASURES[key]} in %, with 95 % interval (dotted: chance)")
         if len(models) > 1:
             add_legend(figure)
         files = [save(figure, folder / "accuracy.png")]

@@ -1,7 +1,6 @@
-"""Load finished models, and score the answers of preference pairs.
+"""Load finished models or PEFT adapters on their bases, and score the answers of preference pairs.
 
-A model is named by its folder or hub name, or by that of a PEFT adapter, whose config names its base. TRL's fused head
-avoids a tensor of the size of the vocabulary. Several processes divide the batches among themselves.
+TRL's fused head avoids a tensor of the size of the vocabulary. Several processes divide the batches among themselves.
 """
 
 from collections.abc import Sequence
@@ -38,11 +37,7 @@ class ModelSource:
 
 
 def resolve_model(name: str, option: str, trust_remote_code: bool = False) -> ModelSource:
-    """Find the model or adapter of a name, which `option` gave, and load only its tokenizer.
-
-    Raises:
-        ValueError: there is no such model or adapter.
-    """
+    """Find the model or adapter that `option` names, and load its tokenizer; raise ValueError if there is none."""
     given = f"{option}={name!r}"
     try:
         adapter = None
@@ -61,8 +56,7 @@ def resolve_model(name: str, option: str, trust_remote_code: bool = False) -> Mo
 def load_model(source: ModelSource, dtype: str, load_in_4bit: bool, trust_remote_code: bool) -> Any:
     """Load a model, with its adapter if it has one, for `answer_log_probs`.
 
-    Raises:
-        ValueError: the checkpoint lacks tensors, which Transformers would fill with random numbers.
+    Raises ValueError if the checkpoint lacks tensors, which Transformers would fill with random numbers.
     """
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4") if load_in_4bit else None
     model, loading = AutoModelForCausalLM.from_pretrained(
@@ -83,18 +77,11 @@ def load_model(source: ModelSource, dtype: str, load_in_4bit: bool, trust_remote
 def answer_log_probs(
     model: Any, pairs: Sequence[TokenisedPair], batch_size: int, max_length: int | None, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Score both answers of N pairs.
+    """Score both answers of N pairs, `batch_size` at a time, with a model that `load_model` returned.
 
-    Args:
-        model: a causal language model with TRL's fused head, in evaluation mode; `name` is for messages.
-        batch_size: pairs per batch, which has twice as many sequences.
-        max_length: longer sequences are cut at the end, as TRL does; None cuts nothing.
-
-    Returns:
-        (N, 2) log-probabilities in nats, chosen and rejected, and (N, 2) numbers of tokens, on every process.
-
-    Raises:
-        ValueError: a log-probability is not finite.
+    Sequences of more than `max_length` tokens are cut at the end, as in TRL; `name` is for messages. Returns (N, 2)
+    log-probabilities in nats, chosen and rejected, and (N, 2) numbers of tokens, on every process. Raises ValueError
+    if a log-probability is not finite.
     """
 
     def pad(rows: list[list[int]], value: int) -> torch.Tensor:
@@ -122,6 +109,5 @@ def answer_log_probs(
         log_probs[batch] = values
     if not np.isfinite(log_probs).all():
         raise ValueError(f"{name!r}: {(~np.isfinite(log_probs)).sum():,} log-probabilities are not finite.")
-    # Without a prompt, nothing predicts the first token.
-    lengths = np.array([len(ids) - max(start, 1) for ids, start in sequences])
+    lengths = np.array([len(ids) - max(start, 1) for ids, start in sequences])  # nothing predicts the very first token
     return log_probs.reshape(-1, 2), lengths.reshape(-1, 2)

@@ -15,21 +15,19 @@ MEASURES = {"accuracy": "reward accuracy", "reference_free_accuracy": "reference
 
 
 def summarise(margins: np.ndarray | None, per_token: np.ndarray) -> dict[str, Any]:
-    """Summarise one group of N pairs.
+    """Summarise N pairs by their (N,) margins in units of reward, if there is a reference, and `per_token`.
 
-    Args:
-        margins: (N,) relative rewards in units of reward; None without a reference.
-        per_token: (N,) differences, chosen - rejected, of the log-probability per token in nats.
+    The latter are the (N,) differences, chosen - rejected, of the log-probability per token in nats.
     """
     total, free = len(per_token), int((per_token > 0).sum())
     figures = {"pairs": total} | dict.fromkeys(("accuracy", "accuracy_95", "ties", "margin_mean", "margin_median"))
     if margins is not None:
         right = int((margins > 0).sum())
         figures |= {"accuracy": right / total, "accuracy_95": [*wilson_interval(right, total)]}
-        figures |= {"ties": float((margins == 0).mean())}
-        figures |= {"margin_mean": float(margins.mean()), "margin_median": float(np.median(margins))}
-    figures |= {"reference_free_accuracy": free / total}
-    return figures | {"reference_free_accuracy_95": [*wilson_interval(free, total)]}
+        figures |= {"ties": float((margins == 0).mean()), "margin_mean": float(margins.mean())}
+        figures |= {"margin_median": float(np.median(margins))}
+    interval = [*wilson_interval(free, total)]
+    return figures | {"reference_free_accuracy": free / total, "reference_free_accuracy_95": interval}
 
 
 def summarise_model(
@@ -37,10 +35,8 @@ def summarise_model(
 ) -> dict[str, Any]:
     """Summarise one model over all pairs, in every group, and in every group of the columns of `also_by`.
 
-    If every pair is a tie, because the model is its own reference, no accuracy is given.
-
-    Args:
-        score: `margins` and `per_token` as in `summarise`, and the name of the `reference`.
+    `score` holds `margins` and `per_token` as in `summarise`, and the name of the `reference`. If every pair is a tie,
+    because the model is its own reference, no accuracy is given.
     """
     margins = score["margins"]
     only_ties = margins is not None and not margins.any()
@@ -77,19 +73,13 @@ def compare_models(labels: Sequence[str] | None, scores: dict[str, dict[str, Any
 def paired_differences(
     labels: Sequence[str] | None, baseline: np.ndarray, other: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """Compare two models on the same N pairs: per group, overall, and in the macro mean over groups.
+    """Compare two models by (N,) booleans, whether each ranks a pair as its label does, and (N,) groups or None.
 
-    Args:
-        labels: (N,) groups, or None.
-        baseline, other: (N,) booleans, whether each model ranks the pair as its label does.
-
-    Returns:
-        `groups`, `overall` and, with labels, `macro`, each with `difference`, `interval_95` (percentile bootstrap over
-        the pairs of each group) and `beyond_chance`: the interval excludes 0, and the sign test, or for the macro mean
-        `macro_sign_test`, gives p < 0.05.
+    Returns `groups`, `overall` and, with groups, `macro` (the mean over groups), each with `difference`, `interval_95`
+    (percentile bootstrap over the pairs of each group) and `beyond_chance`: the interval excludes 0, and the sign
+    test, or for the macro mean `macro_sign_test`, gives p < 0.05.
     """
-    change = other.astype(int) - baseline.astype(int)
-    generator = np.random.default_rng(seed)
+    change, generator = other.astype(int) - baseline.astype(int), np.random.default_rng(seed)
     names = sorted(set(labels or []))
     groups = [change[np.asarray(labels, dtype=object) == name] for name in names]
     deviations, parts = [], []

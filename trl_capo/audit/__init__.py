@@ -1,0 +1,1 @@
+"""`trl-capo audit`: rank pairs by how likely their labels are wrong."""
