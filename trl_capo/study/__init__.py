@@ -1,0 +1,1 @@
+"""`trl-capo study`: compare methods under label noise."""

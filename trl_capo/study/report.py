@@ -1,0 +1,178 @@
+"""Write the report, the table and the plots of a study into its folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from trl_capo.common.figures import MARKERS, add_legend, choose_fonts, new_figure, save
+from trl_capo.common.text import count, one_line, percent
+from trl_capo.study.plan import StudyPlan
+from trl_capo.study.results import ALL, Cell, Key, estimate, mean_curve, read_cells, tidy_table, worst_group
+
+STEPS = "steps"
+WIDTH, HEIGHT, LETTER = 6.5, 4.2, 0.075  # of plots, in inches
+LINES = ("-", "--", "-.", ":")
+Cells = Mapping[tuple[str, str], Cell]  # of one number of epochs, by noise and method
+Styles = Mapping[str, dict[str, str]]  # marker and shade of grey of every method
+TABLES = [  # title, measure, format, value that stands for equality with the baseline, whether in the worst group
+    ("Reward accuracy, % (number of seeds)", "accuracy", "{:.1f}", None, False),
+    ("Reward accuracy minus {}'s, points", "accuracy", "{:+.1f}", 0, False),
+    ("Reward accuracy as a multiple of {}'s", "accuracy", "{:.2f}", 1, False),
+    ("Reward gap: the mean margin", "margin", "{:.2f}", None, False),
+    ("Reward gap as a multiple of {}'s", "margin", "{:.2f}", 1, False),
+    ("Steps to {}'s best accuracy on the validation split", STEPS, "{:,}", 1, False),
+    ("Reward accuracy in the worst group, %", "accuracy", "{:.1f}", None, True),
+    ("Reward accuracy in {0}'s worst group, as a multiple of {0}'s", "accuracy", "{:.2f}", 1, True),
+]
+
+
+def write_report(plan: StudyPlan) -> None:
+    """Write results.csv, results.parquet, report.md and the plots of the finished runs of the grid."""
+    cells, folder = read_cells(plan), Path(plan.output_dir)
+    table = tidy_table(cells)
+    table.to_csv(folder / "results.csv", index=False, lineterminator="\r\n")
+    table.to_parquet(folder / "results.parquet")
+    finished = sum(len(cell.seeds) for cell in cells.values())
+    planned = len(plan.grid_runs(dict.fromkeys(plan.budgets(), 0.0)))
+    lines = [
+        f"# Study: {plan.model_name_or_path} on {plan.dataset_name}\n",
+        f"All methods are evaluated on the same {len(next(iter(cells.values())).labels):,} test pairs, which have no "
+        "injected noise. Brackets contain 95 % bootstrap intervals over seeds and test pairs, or only over test pairs "
+        f"for one seed. Differences and multiples compare with {plan.baseline} on the same pairs and seeds, and * "
+        f"marks intervals that exclude equality. {finished} of {planned} runs are finished.\n",
+    ]
+    for label, options in (plan.methods | plan.noise).items():
+        if any(label in key for key in cells):
+            lines.append(f"- {label}: " + ", ".join(f"{name} {value}" for name, value in options.items()))
+    for epochs, part in table.groupby("epochs"):
+        lines.append(f"\n## {count(epochs, 'epoch')}\n")
+        lines += _tables(plan, {key[1:]: cell for key, cell in cells.items() if key[0] == epochs})
+        lines += _noise_rates(part)
+    grouped = table[table["group"] == ALL].astype({"seed": str}).groupby(["method", "noise", "epochs"], sort=False)
+    shown = {"seed": ", ".join, "learning_rate": "first", "steps": "first", "seconds": "mean", "peak_memory_mb": "max"}
+    made = grouped.agg(shown).round({"seconds": 0}).reset_index()
+    lines += ["## Runs\n", _table([made.columns, *made.to_numpy(dtype=object)]), ""]
+    lines += _learning_rates(plan)
+    lines += [f"![{caption}]({plot})" for plot, caption in plot_study(plan, cells, folder).items()]
+    versions = table.filter(like="version_").drop_duplicates().rename(columns=lambda name: name[len("version_") :])
+    lines += ["", *(f"Versions: {', '.join(map(' '.join, row.items()))}." for row in versions.to_dict("records"))]
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _tables(plan: StudyPlan, cells: Cells) -> list[str]:
+    lines, noises = [], [noise for noise in plan.noise if any(noise == key[0] for key in cells)]
+    has_groups = len(next(iter(cells.values())).groups) > 1
+    for title, *table in TABLES if has_groups else TABLES[:6]:
+        rows = [["method", *noises]]
+        for method in plan.methods:
+            pairs = [(cells.get((noise, method)), cells.get((noise, plan.baseline))) for noise in noises]
+            texts = [_text(cell, base, *table) if cell else None for cell, base in pairs]
+            rows += [[method, *(text or "-" for text in texts)]] if any(texts) else []
+        lines.append(f"### {title.format(plan.baseline)}\n\n{_table(rows)}\n")
+    return lines
+
+
+def _text(cell: Cell, base: Cell | None, measure: str, form: str, equality: Any, worst: bool) -> str | None:
+    """Format what a table shows of a cell; None if there is nothing to show."""
+    if equality is not None and (base is None or (base is cell and measure != STEPS)):
+        return None
+    if measure == STEPS:
+        best = max(mean_curve(base).values())
+        return next((form.format(step) for step, accuracy in mean_curve(cell).items() if accuracy >= best), "never")
+    base = None if equality is None else base
+    group = worst_group(base or cell) if worst else ALL
+    found = estimate(cell, measure, group, base, ratio=equality == 1)
+    if found is None:
+        return None
+    unit = 100 if measure == "accuracy" and equality != 1 else 1
+    value, low, high = (form.format(unit * number) for number in (found.value, found.low, found.high))
+    star = " *" if base and not found.low <= equality <= found.high else ""
+    note = group if worst else len(cell.seeds) if measure == "accuracy" and not base else None
+    return f"{value} [{low}, {high}]{star}" + (f" ({note})" if note else "")
+
+
+def _noise_rates(table: pd.DataFrame) -> list[str]:
+    columns, groups = ["noise_rate_estimate", "noise_rate_true"], table["group"].unique()
+    rates = table.astype(dict.fromkeys(columns, float)).groupby(["method", "noise", "group"], sort=False)[columns]
+    texts = {key: f"{100 * found:.0f} ({100 * true:.0f})" for key, found, true in rates.mean().dropna().itertuples()}
+    runs = dict.fromkeys(key[:2] for key in texts)
+    rows = [["", *groups], *([", ".join(run), *(texts.get((*run, group), "-") for group in groups)] for run in runs)]
+    return ["### Noise rate estimated (true), %\n", _table(rows), ""] if runs else []
+
+
+def _learning_rates(plan: StudyPlan) -> list[str]:
+    rates, selected = sorted(plan.learning_rates), plan.selected_rates()
+    rows = [["method", "epochs", *rates]]
+    for budget, found in plan.validation_accuracies().items():
+        rows.append([*budget, *(percent(found[r]) + " (chosen)" * (r == selected[budget]) for r in rates)])
+    note = f"Mean accuracy on the validation split, %, of the runs that select learning rates (tuning: {plan.tuning})."
+    return ["## Learning rates\n", note, "", _table(rows), ""] if rows[1:] else []
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> str:
+    texts = [[f"{cell:g}" if isinstance(cell, float) else one_line(str(cell)) for cell in row] for row in rows]
+    lines = [" | ".join(text.replace("|", "\\|") for text in row) for row in texts]
+    lines.insert(1, " | ".join(["---", *["---:"] * (len(rows[0]) - 1)]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def plot_study(plan: StudyPlan, cells: Mapping[Key, Cell], folder: Path) -> dict[str, str]:
+    """Draw all plots for each number of epochs, and return the caption of each file."""
+    import matplotlib
+
+    rules = {"font.family": choose_fonts([*plan.methods, *plan.noise]), "text.parse_math": False}
+    rules |= {"axes.grid": True, "axes.grid.axis": "y", "grid.color": "0.9"}
+    captions = {}
+    with matplotlib.rc_context(rules):
+        for epochs in sorted({key[0] for key in cells}):
+            part = {key[1:]: cell for key, cell in cells.items() if key[0] == epochs}
+            noises = [noise for noise in plan.noise if any(noise == key[0] for key in part)]
+            methods = [method for method in plan.methods if any(method == key[1] for key in part)]
+            shades = np.linspace(0.05, 0.55, len(methods)).astype(str)
+            styles = {m: {"marker": MARKERS[i % len(MARKERS)], "color": shades[i]} for i, m in enumerate(methods)}
+            figures = {
+                "accuracy": ("Reward accuracy under noise", _over_noise(part, noises, styles, "accuracy")),
+                "reward_gap": ("Reward gap under noise", _over_noise(part, noises, styles, "margin")),
+                "steps": ("Reward accuracy over the steps", _over_steps(part, noises, styles)),
+            }
+            for name, (caption, figure) in figures.items():
+                columns = int(figure.get_figwidth() / (LETTER * max(map(len, methods)) + 0.5))
+                add_legend(figure, ncols=min(5, max(1, columns)))
+                captions[save(figure, folder / f"{name}_{epochs:g}ep.png")] = f"{caption}, {count(epochs, 'epoch')}"
+    return captions
+
+
+def _over_noise(cells: Cells, noises: Sequence[str], styles: Styles, measure: str) -> Any:
+    """Draw one group of markers per noise, and per method a marker with its 95 % interval; hollow with one seed."""
+    label, unit = {"accuracy": ("reward accuracy, %", 100), "margin": ("mean margin", 1)}[measure]
+    figure, (axes,) = new_figure(max(WIDTH, 1.6 + 1.9 * len(noises)), HEIGHT)
+    for (noise, method), cell in cells.items():
+        place = noises.index(noise) + 0.8 * ((list(styles).index(method) + 0.5) / len(styles) - 0.5)
+        found = estimate(cell, measure)
+        errors = [[unit * (found.value - found.low)], [unit * (found.high - found.value)]]
+        fill = {"markerfacecolor": "white"} if len(cell.seeds) == 1 else {}
+        axes.errorbar(place, unit * found.value, yerr=errors, capsize=2, linewidth=1.2, **styles[method], **fill)
+    for method, style in styles.items():
+        axes.plot([], [], linestyle="none", label=one_line(method), **style)
+    axes.set_xticks(range(len(noises)), map(one_line, noises))
+    axes.vlines(np.arange(1, len(noises)) - 0.5, 0, 1, color="0.85", transform=axes.get_xaxis_transform())
+    axes.set(ylabel=f"{label} (95 % interval; hollow: one seed)", xlabel="noise in the training labels")
+    return figure
+
+
+def _over_steps(cells: Cells, noises: Sequence[str], styles: Styles) -> Any:
+    """Draw mean validation accuracy over the steps, one panel per noise."""
+    figure, panels = new_figure(max(WIDTH, 1.2 + 2.8 * len(noises)), HEIGHT, len(noises))
+    for index, (method, style) in enumerate(styles.items()):
+        line = style | {"linestyle": LINES[index % len(LINES)], "markersize": 4, "linewidth": 1.2}
+        panels[0].plot([], [], label=one_line(method), **line)
+        for axes, noise in zip(panels, noises, strict=True):
+            curve = mean_curve(cells[noise, method]) if (noise, method) in cells else {}
+            axes.plot(list(curve), [100 * accuracy for accuracy in curve.values()], **line)
+            axes.set_title(one_line(noise), fontsize=10)
+            axes.set_xlabel("step")
+    panels[0].set_ylabel("reward accuracy on the validation split, %")
+    return figure

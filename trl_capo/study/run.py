@@ -1,0 +1,136 @@
+"""Train and evaluate one run of a study: `python -m trl_capo.study.run SETTINGS.json`, started by `trl-capo study`.
+
+A run is finished when it has written `result.json`. It ends with its standard input, even if the study is killed.
+"""
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_capo.callbacks.pair_log import PairLog
+from trl_capo.common.command import versions
+from trl_capo.core.config import CAPOConfig
+from trl_capo.core.pairs import WEIGHT, find_groups
+from trl_capo.data.load import load_pairs, select_split
+from trl_capo.data.noise import IS_NOISY, inject_noise
+from trl_capo.study.methods import METHODS, EvaluatedPairs, StudyTrainer
+from trl_capo.study.plan import RESULT
+from trl_capo.study.results import ALL, MARGINS
+from trl_capo.study.speed import FrozenLayers, PackedLayers, SequenceCache, score_completions_only
+
+CURVE = {"step": "step", "accuracy": "eval_rewards/accuracies", "margin": "eval_rewards/margins"}
+
+
+def read_parts(shared: Mapping[str, Any]) -> dict[str, Dataset]:
+    """Return the pairs of a study for "train", "validation" and "test"."""
+    splits, parts = load_pairs(shared["dataset_name"]), {}
+    for name in ("train", "validation", "test"):
+        part = select_split(splits, shared[f"{name}_split"], f"{name}_split")
+        parts[name] = part.select(range(min(len(part), shared[f"{name}_pairs"] or len(part))))
+        if WEIGHT in part.column_names:
+            raise ValueError(f"the {name} split has a column {WEIGHT!r}, which some methods ignore; remove it")
+    return parts
+
+
+def add_noise(train: Dataset, settings: Mapping[str, Any]) -> tuple[Dataset, dict[str, float]]:
+    """Inject the noise of a run, and return the share of changed pairs in total and by group."""
+    column = settings["shared"]["group_column"]
+    train = inject_noise(train, **settings["inject"], seed=settings["seed"], group_column=column)
+    noisy, groups = np.array(train[IS_NOISY][:], dtype=float), find_groups(train, column, "the training split")[1]
+    return train, {ALL: noisy.mean()} | {g: noisy[np.array(groups) == g].mean() for g in sorted(set(groups or []))}
+
+
+def training_args(settings: Mapping[str, Any], pairs: int, noise: float, folder: Path) -> tuple[CAPOConfig, dict]:
+    """Return the `CAPOConfig` of a run and its method's own options; "true_rate" becomes `noise`, a share of pairs."""
+    shared, method = settings["shared"], METHODS[settings["options"]["method"]]
+    options = {"report_to": "none", "save_strategy": "no", "logging_steps": 10, "disable_tqdm": True}
+    options |= shared["training"] | method.config | method.own | settings["options"]
+    options = {name: noise if value == "true_rate" else value for name, value in options.items()}
+    own = {name: options.pop(name) for name in [*method.own, "method", "pair_log"] if name in options}
+    batch = options.get("per_device_train_batch_size", CAPOConfig.per_device_train_batch_size)
+    steps = round(settings["epochs"] * pairs / (batch * options.get("gradient_accumulation_steps", 1)))
+    planned = {"output_dir": str(folder), "num_train_epochs": settings["epochs"], "max_steps": max(1, steps)}
+    planned |= {"eval_strategy": "steps", "eval_steps": max(1, steps // shared["curve_points"])}
+    planned |= {name: settings[name] for name in ("learning_rate", "seed")} | {"group_column": shared["group_column"]}
+    return CAPOConfig(**options, **planned), {name: own[name] for name in method.own}
+
+
+def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train and evaluate, write the margins into the folder, and return the content of `result.json`."""
+    shared, method = settings["shared"], METHODS[settings["options"]["method"]]
+    parts = read_parts(shared)
+    parts["train"], shares = add_noise(parts["train"], settings)
+    args, own = training_args(settings, len(parts["train"]), shares[ALL], folder)
+    caches = [SequenceCache(folder.parents[1] / "memory" / f"{name}.safetensors") for name in ("references", "hidden")]
+    torch.manual_seed(args.seed)
+    model = AutoModelForCausalLM.from_pretrained(shared["model_name_or_path"], **shared["model"])
+    if shared["remember_frozen_layers"]:
+        lowest_trained = min(shared["lora"]["layers_to_transform"])
+        FrozenLayers(model, lowest_trained, caches[1])
+        PackedLayers(model, lowest_trained)
+    evaluated = EvaluatedPairs(total=0 if settings["epochs"] else 2 * sum(map(len, parts.values())))
+    with score_completions_only():
+        trainer = StudyTrainer(
+            model,
+            args=args,
+            train_dataset=parts["train"],
+            eval_dataset=parts["validation"],
+            processing_class=AutoTokenizer.from_pretrained(shared["model_name_or_path"]),
+            peft_config=shared["lora"] and LoraConfig(**shared["lora"]),
+            callbacks=[evaluated, *([PairLog(folder / "pair_log")] if shared["training"].get("pair_log") else [])],
+            method=method,
+            own=own,
+            references=caches[0],
+        )
+        started = time.perf_counter()
+        trainer.train() if settings["epochs"] else trainer.evaluate(parts["train"])
+        if not settings["epochs"] or args.max_steps % args.eval_steps:
+            trainer.evaluate()  # the curve ends with the training
+        seconds = time.perf_counter() - started
+        evaluated.margins.clear()
+        trainer.evaluate(parts["test"], metric_key_prefix="test")
+    margins, labels = zip(*(evaluated.margins[pair] for pair in sorted(evaluated.margins)), strict=True)
+    np.savez(folder / MARGINS, margins=np.array(margins, dtype=np.float32), labels=np.array(labels))
+    for cache in caches:
+        cache.save()
+    rates, log = trainer.noise_rate_estimator, trainer.state.log_history
+    return {
+        "settings": settings,
+        "noise_shares": shares,
+        "steps": trainer.state.global_step,
+        "seconds": seconds,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(0).ru_maxrss,
+        "curve": [{n: entry[key] for n, key in CURVE.items()} for entry in log if "eval_loss" in entry],
+        "noise_rates": rates and {ALL: float(rates.noise_rates[0])} | rates.by_group(),
+        "versions": versions(),
+    }
+
+
+def main(path: Path) -> None:
+    threading.Thread(target=_end_with_study, daemon=True).start()
+    result = run(json.loads(path.read_text(encoding="utf-8")), path.parent)
+    unfinished = path.with_name(f"unfinished-{RESULT}")
+    unfinished.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path.with_name(RESULT))
+
+
+def _end_with_study() -> None:
+    while os.read(0, 1):  # not sys.stdin, whose lock this thread would hold when Python exits
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
