@@ -1,11 +1,11 @@
 """One process of a CAPO training, for launchers: `accelerate launch scripts/train_capo.py --config configs/lora.yaml`.
 
-The same as `trl-capo train`, without that command's own call of `accelerate launch`.
+It is `trl-capo train` without that command's own call of `accelerate launch`.
 """
 
 import sys
 
-from trl_capo.train import main
+from trl_capo.train.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,31 +9,30 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0.dev0"
 
 _MODULES = {
-    "CAPOConfig": "core.config",
-    "CAPOTrainer": "core.trainer",
-    "capo_loss": "core.losses",
-    "confidence_scale": "core.losses",
-    "PairCallback": "core.metrics",
-    "PairLog": "callbacks.pair_log",
-    "CheckpointOnSigterm": "callbacks.preemption",
-    "StopOnNonFinite": "callbacks.health",
-    "TrainingHealth": "callbacks.health",
+    "core.config": ("CAPOConfig",),
+    "core.losses": ("capo_loss", "confidence_scale"),
+    "core.metrics": ("PairCallback",),
+    "core.trainer": ("CAPOTrainer",),
+    "callbacks.pair_log": ("PairLog",),
+    "callbacks.preemption": ("CheckpointOnSigterm",),
+    "callbacks.health": ("StopOnNonFinite", "TrainingHealth"),
 }
-__all__ = list(_MODULES)
-
 if TYPE_CHECKING:
-    from trl_capo.callbacks.health import StopOnNonFinite, TrainingHealth
-    from trl_capo.callbacks.pair_log import PairLog
-    from trl_capo.callbacks.preemption import CheckpointOnSigterm
-    from trl_capo.core.config import CAPOConfig
-    from trl_capo.core.losses import capo_loss, confidence_scale
-    from trl_capo.core.metrics import PairCallback
-    from trl_capo.core.trainer import CAPOTrainer
+    from trl_capo.callbacks.health import StopOnNonFinite as StopOnNonFinite
+    from trl_capo.callbacks.health import TrainingHealth as TrainingHealth
+    from trl_capo.callbacks.pair_log import PairLog as PairLog
+    from trl_capo.callbacks.preemption import CheckpointOnSigterm as CheckpointOnSigterm
+    from trl_capo.core.config import CAPOConfig as CAPOConfig
+    from trl_capo.core.losses import capo_loss as capo_loss
+    from trl_capo.core.losses import confidence_scale as confidence_scale
+    from trl_capo.core.metrics import PairCallback as PairCallback
+    from trl_capo.core.trainer import CAPOTrainer as CAPOTrainer
 
 
 def __getattr__(name: str) -> object:
-    if name not in _MODULES:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{module}"), name)

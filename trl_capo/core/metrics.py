@@ -53,7 +53,7 @@ class PairCallback(TrainerCallback):
     """A callback that also receives every micro-batch's pairs. Pass it to CAPOTrainer as any other callback."""
 
     def on_pairs(self, args, state, control, batch: PairBatch, **kwargs) -> None:
-        """Called after the loss of each micro-batch, in training and evaluation; with `model` and `train_dataset`."""
+        """Called after the loss of each micro-batch, in training and evaluation, with `model` and `train_dataset`."""
 
 
 class PairMetrics:

@@ -43,8 +43,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         self._window_loglik = torch.zeros(rows, rates, temperatures)
         self._slope_loglik = torch.zeros(rows, rates, len(self._slope_grid))
         self._window_pairs = torch.tensor(0)
-        # The posterior of the last finished window. While there is none, a first view of a pair says nothing.
-        self._temperature_posterior = torch.zeros(temperatures)
+        self._temperature_posterior = torch.zeros(temperatures)  # of the last finished window; 0: nothing is known
         self._first_log_odds = torch.full((pairs,), torch.nan, dtype=torch.float16)
         self.noise_rates = self._fit_rates()[0][:1].repeat(rows)
         for name, value in (saved or {}).items():

@@ -44,7 +44,7 @@ def find_groups(
             return None, None
         raise ValueError(f"{option}={column!r}: {name} has no such column, only {', '.join(map(repr, columns))}.")
     values = dataset.with_format(None)[column][:]
-    labels = [MISSING if value is None or value != value else str(value) for value in values]
+    labels = [MISSING if value in (None, "") or value != value else str(value) for value in values]
     wrong = next((row for row, value in enumerate(values) if not isinstance(value, str | int | float | None)), None)
     if wrong is not None:
         raise ValueError(f"{option}={column!r}: row {wrong} of {name} holds neither text nor a number.")

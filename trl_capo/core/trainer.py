@@ -79,6 +79,7 @@ class CAPOTrainer(DPOTrainer):
         self._capo_index = PairIndex(args.group_column)
         train_dataset = self._capo_index.add_columns(train_dataset, "train_dataset")
         eval_dataset = self._capo_index.add_columns(eval_dataset, "eval_dataset")
+        self._capo_train_dataset = train_dataset  # as given, before DPOTrainer tokenises and drops rows
         pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
         super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *rest, **kwargs)
         self.data_collator = PairCollator(self.data_collator)
@@ -101,10 +102,8 @@ class CAPOTrainer(DPOTrainer):
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
         policy = _RecordOutput(model)
-        precomputed, self.precompute_ref_logps = (
-            self.precompute_ref_logps,
-            True,
-        )  # DPOTrainer takes them from the batch
+        # DPOTrainer takes the reference log-probs from the batch.
+        precomputed, self.precompute_ref_logps = self.precompute_ref_logps, True
         try:
             result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
         finally:
@@ -156,7 +155,7 @@ class CAPOTrainer(DPOTrainer):
         (self._capo_window if batch.training else self._capo_evaluation).add(batch)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, PairCallback):
-                kwargs = {"model": self.model, "train_dataset": self.train_dataset}
+                kwargs = {"model": self.model, "train_dataset": self._capo_train_dataset}
                 callback.on_pairs(self.args, self.state, self.control, batch=batch, **kwargs)
         estimator = self.noise_rate_estimator
         if estimator is not None and batch.training:
@@ -197,6 +196,7 @@ class CAPOTrainer(DPOTrainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
+        self._capo_evaluation = PairMetrics(self.accelerator)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         # DPOTrainer would log its means of batch means later, under `eval_` whatever the data set's name is.
         metrics = {key: sum(values) / len(values) for key, values in self._metrics["eval"].items()}

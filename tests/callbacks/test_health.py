@@ -1,0 +1,140 @@
+"""A training stops before a step that is not finite and says why; one that learns nothing is warned about.
+
+The embedding of one byte, which occurs in one pair only, is NaN. Rows come in their order, in steps of 4, so that row
+9 is in step 3.
+"""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer, make_pairs
+from datasets import Dataset
+from transformers import LlamaForCausalLM
+
+from trl_capo import CAPOTrainer, StopOnNonFinite, TrainingHealth
+from trl_capo.callbacks.health import NonFiniteLoss, non_finite, warning_signs
+from trl_capo.core.metrics import PairBatch
+
+IN_ORDER = {"train_sampling_strategy": "sequential", "save_strategy": "steps", "save_steps": 1, "max_steps": 5}
+IN_ORDER |= {"learning_rate": 1e-3, "gradient_checkpointing": False}
+
+
+def with_fault(row: int = 9) -> Dataset:
+    rows = make_pairs().to_list()
+    rows[row]["chosen"] += "~"
+    return Dataset.from_list(rows)
+
+
+def faulty(folder) -> LlamaForCausalLM:
+    model = LlamaForCausalLM.from_pretrained(folder)
+    embedding = model.get_input_embeddings().weight.requires_grad_(False)  # trained weights must be finite to be saved
+    embedding.data[byte_tokenizer().convert_tokens_to_ids("~")] = math.nan
+    return model
+
+
+def error_of(model, args, rows, reference=None) -> str:
+    trainer = CAPOTrainer(model, reference, args=args, train_dataset=rows, callbacks=[StopOnNonFinite()])
+    with pytest.raises(NonFiniteLoss) as caught:
+        trainer.train()
+    return str(caught.value)
+
+
+def saved(args) -> list[str]:
+    return sorted(path.name for path in Path(args.output_dir).glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_the_step_and_the_pair_are_named_and_the_weights_stay(make_args, model_dir, other_model_dir, accumulation):
+    sizes = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+    args, model = make_args(**IN_ORDER | sizes), faulty(model_dir)
+    error = error_of(model, args, with_fault(), LlamaForCausalLM.from_pretrained(other_model_dir))
+    assert (
+        "step 3: 1 of its pairs have values that are not finite: row 9 (id 'pair-9', group 'de', the policy's" in error
+    )
+    assert f"The last checkpoint is {args.output_dir}/checkpoint-2" in error
+    assert saved(args) == ["checkpoint-1", "checkpoint-2"]
+    before = LlamaForCausalLM.from_pretrained(f"{args.output_dir}/checkpoint-2").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
+
+
+def test_the_reference_is_told_apart_from_the_policy(make_args, model_dir, other_model_dir):
+    error = error_of(model_dir, make_args(**IN_ORDER), with_fault(1), faulty(other_model_dir))
+    assert "step 1: 1 of its pairs have" in error
+    assert "row 1 (id 'pair-1', group 'sw', the reference's log-probability). The last checkpoint is None" in error
+
+
+def test_pairs_of_a_stream_have_no_row(make_args, model_dir):
+    error = error_of(faulty(model_dir), make_args(**IN_ORDER), with_fault().to_iterable_dataset())
+    assert "step 3: 1 of its pairs" in error
+    assert "a pair of the stream (the policy's log-probability)" in error
+
+
+def test_which_values_are_not_finite():
+    """Only the loss. Then: finite; NaN in the policy; inf in the reference; an infinite relative reward; finite."""
+    nan, inf, ones = math.nan, math.inf, torch.ones(5)
+    values = dict.fromkeys(PairBatch.__dataclass_fields__, ones) | {"training": True, "loss": torch.tensor(nan)}
+    batch = PairBatch(**values)
+    assert non_finite(batch).tolist() == [[False, False, True]] * 5
+    batch.chosen_logps, batch.ref_rejected_logps = torch.tensor([1, nan, 1, 1, 1]), torch.tensor([1, 1, -inf, 1, 1])
+    batch.rho = torch.tensor([1, nan, inf, -inf, 1])
+    policy, reference, loss = [True, False, False], [False, True, False], [False, False, True]
+    assert non_finite(batch).tolist() == [[False] * 3, policy, reference, loss, [False] * 3]
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch", "no"])
+def test_weights_that_a_gradient_has_spoilt_are_not_saved(make_args, model_dir, pairs, strategy):
+    """The gradient is NaN in the last step of the epoch, so that no later loss can show it."""
+    args = make_args(**IN_ORDER | {"max_steps": 6, "save_strategy": strategy, "save_steps": 4})
+    trainer = CAPOTrainer(model_dir, args=args, train_dataset=pairs, callbacks=[StopOnNonFinite()])
+    weight = next(trainer.model.parameters())
+    weight.register_hook(lambda gradient: gradient * math.nan if trainer.state.global_step == 5 else gradient)
+    with pytest.raises(NonFiniteLoss, match="step 6: the trained weights are not finite and are not saved"):
+        trainer.train()
+    assert saved(args) == (["checkpoint-4"] if strategy == "steps" else [])
+
+
+SOUND = {"capo/contradicted": 0.3, "capo/scale": 1.0, "capo/noise_rate": 0.2, "capo/confidence": 0.8}
+SOUND |= {"rewards/chosen": -1.0, "rewards/rejected": -3.0, "capo/weight": 1.0}
+SIGNS = [
+    ({"capo/contradicted": 0.95}, "contradicts nearly all labels"),
+    ({"capo/scale": 0.05}, "taken to be flipped"),
+    ({"capo/confidence": 0.999}, "labels are trusted"),
+    ({"capo/weight": 0.0}, "all weights are 0"),
+    ({"rewards/chosen": -10.0, "rewards/rejected": -20.0}, "rewards of both answers fall"),
+]
+NEARLY = [
+    {"capo/contradicted": 0.949, "capo/scale": 0.051, "capo/weight": 1e-6},
+    {"capo/confidence": 0.998},
+    {"capo/confidence": 1.0, "capo/noise_rate": 0.04},  # at a small rate every pair is trusted from the start
+    {"capo/scale": 0.0, "capo/noise_rate": 0.0},
+    {"rewards/chosen": -9.9, "rewards/rejected": -10.0},
+    {"rewards/chosen": -10.0, "rewards/rejected": -21.0},  # the rejected ones fall much faster
+    dict.fromkeys(SOUND, math.nan),
+]
+
+
+@pytest.mark.parametrize(("changes", "text"), SIGNS)
+def test_each_sign_has_its_threshold(changes, text):
+    (sign,) = warning_signs(SOUND | changes)
+    assert text in sign
+
+
+@pytest.mark.parametrize("changes", NEARLY, ids=str)
+def test_nothing_else_is_a_sign(changes):
+    assert list(warning_signs(SOUND | changes)) == []
+
+
+def test_a_reference_that_prefers_the_chosen_answers_is_warned_about_once(make_args, model_dir, pairs, caplog):
+    """The policy hardly trains, so it contradicts what its reference has learned. Logs of 8 pairs are pooled."""
+    health, options = TrainingHealth(), {"per_device_train_batch_size": 8, "noise_rate": 0.2}
+    args = make_args(**options, max_steps=15)
+    teacher = CAPOTrainer(model_dir, args=args, train_dataset=pairs, callbacks=[health])
+    teacher.train()
+    assert "contradicts" not in caplog.text
+    for steps, warnings in ((7, 0), (16, 1)):
+        args = make_args(**options, max_steps=steps, learning_rate=1e-8)
+        CAPOTrainer(model_dir, teacher.model, args=args, train_dataset=pairs, callbacks=[health]).train()
+        assert caplog.text.count("Over the last 64 pairs, the model contradicts nearly all labels") == warnings

@@ -1,0 +1,65 @@
+"""The command `trl-capo` itself: help, unknown commands and options, and what it hands to `accelerate launch`."""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands import launch
+from conftest import forked, run_main
+
+from trl_capo import __version__, cli
+
+
+def test_help_names_every_command_in_half_a_second_without_torch():
+    code = "import sys, trl_capo.cli as cli\ntry:\n cli.main(['-h'])\nfinally:\n assert 'torch' not in sys.modules"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert all(re.search(rf"^ +{name} ", done.stdout, re.MULTILINE) for name in cli.COMMANDS)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+@pytest.mark.parametrize("words", [[], ["nosuch"], ["--nosuch"]])
+def test_no_or_an_unknown_command_ends_with_code_2(words):
+    code, out, err = run_main(cli.main, *words)
+    assert (code, out, "trl-capo: error:" in err) == (2, "", True)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS.keys() - {"env"})
+def test_an_unknown_option_of_every_command_ends_with_code_2(command):
+    code, _, err = run_main(cli.main, command, "--nosuch", "1")
+    assert (code, err.count(f"trl-capo {command}: error: ")) == (2, 1), err
+
+
+def test_env_prints_the_versions_of_trl_and_ours():
+    code, out, _ = run_main(cli.main, "env")
+    assert code == 0
+    assert re.search(r"^- TRL version: 1\.", out, re.MULTILINE)
+    assert f"- trl-capo version: {__version__}" in out
+
+
+def launched(*words: str) -> int:
+    """Run the command in a forked process, where `accelerate launch` prints what it is to start."""
+
+    def show(args) -> None:
+        options = (args.num_processes, args.num_machines, args.machine_rank, Path(args.config_file).name)
+        print(json.dumps([*options, args.module, args.training_script, args.training_script_args]))
+
+    launch.launch_command = show
+    return cli.main(words)
+
+
+@pytest.mark.parametrize("command", cli.LAUNCHED)
+def test_accelerate_gets_its_options_and_the_command_gets_all(command, tmp_path):
+    (tmp_path / "run.yaml").write_text("num_machines: 2\nmachine_rank: 1\nmax_length: 64\n")
+    words = ["--config", str(tmp_path / "run.yaml"), "--num_processes", "4", "--accelerate_config", "fsdp2"]
+    words += ["--use_cpu", "--bf16=false"] if command == "train" else ["--model_name_or_path", "a"]
+    code, out, err = forked(launched, command, "--dataset_name", "pairs.jsonl", *words)
+    assert code == 0, err
+    module = f"trl_capo.{command}.command"
+    assert json.loads(out) == [4, 2, 1, "fsdp2.yaml", True, module, ["--dataset_name", "pairs.jsonl", *words]]

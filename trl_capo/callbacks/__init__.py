@@ -1,0 +1,1 @@
+"""Opt-in callbacks: the pair log, checkpoints on SIGTERM, and training health."""

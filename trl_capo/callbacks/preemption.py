@@ -1,0 +1,69 @@
+"""Save a checkpoint when a training receives SIGTERM, as Slurm sends it before preemption and time limits."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
+
+logger = logging.getLogger(__name__)  # that of Accelerate needs its state, which may not exist yet
+
+
+class CheckpointOnSigterm(TrainerCallback):
+    """Finish the step, save a complete checkpoint and end the training when one of its processes receives SIGTERM.
+
+        CAPOTrainer(..., callbacks=[CheckpointOnSigterm()])
+
+    `save_only_model` and `save_total_limit` do not apply to that checkpoint, and an evaluation that is due is skipped.
+    In the last step SIGTERM is ignored, as the finished model is saved anyway. Afterwards, `stopped` says whether the
+    training ended early.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.stopped, self._received = False, []
+        self._previous_handler = signal.signal(signal.SIGTERM, lambda number, frame: self._received.append(number))
+
+    # Not in `on_step_end`: there every callback finds `should_save` set, whatever their order.
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+        received = torch.tensor(len(self._received), device=PartialState().device)
+        if reduce(received, "sum").item() and state.global_step + 1 < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+            args.save_only_model, args.save_total_limit = False, None
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        control.should_evaluate &= not self.stopped  # the result would decide on saving with `save_strategy: best`
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        control.should_evaluate &= not self.stopped
+        control.should_save &= not self.stopped  # the step is saved already
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        signal.signal(signal.SIGTERM, self._previous_handler or signal.SIG_DFL)
+        if self.stopped:
+            PartialState().wait_for_everyone()  # launchers kill the other processes when the first one ends
+        if self.stopped and state.is_world_process_zero:
+            done = f"step {state.global_step} of {state.max_steps} and saved a checkpoint"
+            logger.warning(f"SIGTERM: training stopped after {done}. Continue with resume_from_checkpoint: true.")
+
+
+def last_complete_checkpoint(output_dir: str) -> str | None:
+    """Return the last checkpoint from which training can resume, or None; pass over interrupted ones with a warning.
+
+    Transformers writes `trainer_state.json` last. Checkpoints of `save_only_model` have no random number state.
+    """
+    for folder in reversed(sort_checkpoints(output_dir)):
+        try:
+            TrainerState.load_from_json(str(Path(folder, TRAINER_STATE_NAME)))
+            if any(Path(folder).glob("rng_state*")):
+                return folder
+        except (OSError, ValueError, TypeError):
+            pass
+        if os.environ.get("RANK", "0") == "0":
+            logger.warning(f"{folder} is not a complete checkpoint and is passed over.")
+    return None

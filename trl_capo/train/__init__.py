@@ -1,0 +1,1 @@
+"""`trl-capo train` and its dry run."""

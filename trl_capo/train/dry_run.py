@@ -1,0 +1,155 @@
+"""`trl-capo train --dry_run`: check the options and the data of a training, and estimate its steps and memory.
+
+Nothing is trained or written, and no weights are loaded: config and tokenizer stand for the model. The first error
+ends the dry run. Not covered: what only the trainer's constructor or a running training can refuse.
+"""
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from os.path import isfile
+from typing import Any
+
+import psutil
+import torch
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer
+from trl import ModelConfig, get_peft_config
+from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+from trl_capo.common.command import parse_with_rest, processes, run
+from trl_capo.common.text import count, escape, text_table
+from trl_capo.core.config import CAPOConfig
+from trl_capo.core.pairs import PairIndex, find_groups
+from trl_capo.data.load import check_pairs
+from trl_capo.data.tokenise import ALL_PAIRS, length_table, length_warnings, measure_lengths
+from trl_capo.train.command import ARGUMENT_TYPES, PROG, load_data
+from trl_capo.train.memory import estimate, model_shape
+
+STREAM_ROWS = 1000
+FULL = 0.9  # an estimate above this share of the memory is a warning
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print what a training with these options would do; return 0, or 2 for an error."""
+    return run(PROG, dry_run, argv)
+
+
+def dry_run(argv: Sequence[str]) -> None:
+    """Check the options and print the report; raise what `run` handles for an error."""
+    parsed, launch_options = parse_with_rest(argv, ARGUMENT_TYPES, PROG)
+    processes()
+    script_args, args, model_args, dataset_args, noise_args, *_ = parsed
+    launch = launched_processes(launch_options)
+    _show("Settings", [", ".join(_settings(parsed))])
+    train, evaluation = load_data(script_args, args, dataset_args, noise_args)
+    pairs = train if isinstance(train, Dataset) else Dataset.from_list(list(train.take(STREAM_ROWS)))
+    warnings = check_pairs(pairs, "train_dataset")
+    warnings += [] if evaluation is None else check_pairs(evaluation, "eval_dataset")
+    PairIndex(args.group_column).add_columns(train, "train_dataset")  # refuses unusable groups and weights
+    column, labels = find_groups(pairs, args.group_column, "train_dataset")
+    where = "" if pairs is train else " at the start of a stream"
+    groups = f" in {count(len(set(labels)), 'group')} by {column}" if labels else ""
+    _show("Data", [count(len(pairs), "training pair") + where + groups])
+    name, hub = model_args.model_name_or_path, {"revision": model_args.model_revision}
+    hub["trust_remote_code"] = args.trust_remote_code
+    try:
+        config, tokenizer = (part.from_pretrained(name, **hub) for part in (AutoConfig, AutoTokenizer))
+    except OSError as error:
+        raise ValueError(f"model_name_or_path={name!r}: {str(error).strip().splitlines()[0]}") from error
+    lengths = measure_lengths(pairs, labels, tokenizer, name, args.max_length)
+    _show("Tokens of prompt and longer completion", text_table(length_table(lengths, column or "group")).splitlines())
+    drops = args.truncation_mode == "keep_start"
+    warnings += length_warnings(lengths, args.max_length, drops=drops)
+    longest, too_long = map(int, lengths.loc[ALL_PAIRS, ["longest", "too_long"]])
+    known = len(pairs) - drops * too_long if pairs is train else None
+    _show("Steps", [_steps(args, known, launch["processes"])])
+    _show("Memory", _memory(args, model_args, config, min(longest, args.max_length or longest), launch, warnings))
+    _show("Warnings", [f"- {warning}" for warning in warnings])
+    print(f"Dry run: no error, {count(len(warnings), 'warning')}. Nothing was trained or written.")
+
+
+def launched_processes(words: Sequence[str]) -> dict[str, Any]:
+    """Return how many `processes` these options of `accelerate launch` start, and their `sharding` of the model."""
+    options = launch_command_parser().parse_args([*resolve_accelerate_config_argument(list(words)), "none.py"])
+    named = options.config_file or (default_config_file if isfile(default_config_file) else None)
+    file = vars(load_config_from_file(named)) if named else {}
+    number, kind = options.num_processes or file.get("num_processes") or 1, file.get("distributed_type")
+    sharding = "fsdp2" if options.use_fsdp or kind == "FSDP" else "ddp" if number > 1 else "none"
+    if options.use_deepspeed or kind == "DEEPSPEED":
+        stage = options.zero_stage or (file.get("deepspeed_config") or {}).get("zero_stage")
+        sharding = "zero3" if stage == 3 else "zero2"
+    return {"processes": number, "sharding": sharding}
+
+
+def _show(title: str, lines: Sequence[str]) -> None:
+    wrap = textwrap.TextWrapper(119, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    if lines:
+        print(title, *(wrap.fill(escape(line)) for line in lines), "", sep="\n")
+
+
+def _settings(parsed: Sequence[Any]) -> Iterator[str]:
+    """Yield the options that differ from their defaults; access tokens are hidden."""
+    for options in parsed:
+        defaults = CAPOConfig(use_cpu=True, bf16=False) if isinstance(options, CAPOConfig) else type(options)()
+        for name, value in ((field.name, getattr(options, field.name)) for field in fields(options)):
+            if value != getattr(defaults, name):
+                yield f"{name}={'***' if name.endswith('_token') else getattr(value, 'value', value)}"
+
+
+def optimiser_steps(args: CAPOConfig, pairs: int, processes: int) -> int:
+    """Count the optimiser steps that Transformers' trainer makes with so many pairs."""
+    if args.max_steps > 0:
+        return args.max_steps
+    round_up = math.floor if args.dataloader_drop_last else math.ceil
+    batches = round_up(pairs / (args.per_device_train_batch_size * processes))
+    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+
+
+def _steps(args: CAPOConfig, pairs: int | None, processes: int) -> str:
+    """Describe the steps; `pairs` is None for a stream."""
+    if pairs is None and args.max_steps <= 0:
+        raise ValueError("max_steps: a stream has no known length, so give the number of steps to train.")
+    batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    steps, size = optimiser_steps(args, pairs or 0, processes), batch * accumulated * processes
+    if pairs == 0 or not steps:
+        raise ValueError(f"{pairs} pairs of fitting length are too few for a batch of {batch} per process.")
+    epochs = "from a stream" if pairs is None else f"{steps * size / pairs:.1f} epochs of {count(pairs, 'pair')}"
+    parts = f"{batch} per device x {accumulated} accumulated x {processes} process{'' if processes == 1 else 'es'}"
+    return f"{count(steps, 'optimiser step')} of {count(size, 'pair')} ({parts}), {epochs}"
+
+
+def _memory(
+    args: CAPOConfig, model_args: ModelConfig, config: Any, tokens: int, launch: dict[str, Any], warnings: list[str]
+) -> list[str]:
+    """Describe the estimate, and add a warning if this machine has too little memory."""
+    try:
+        shape = model_shape(config)
+    except (AttributeError, ValueError) as error:  # no attention, or code of its own
+        return [f"unknown, since the estimate does not cover this model ({error})"]
+    peft_config = get_peft_config(model_args)
+    shape = shape if peft_config is None else model_shape(config, peft_config)
+    dtype = (args.model_init_kwargs or {}).get("dtype", model_args.dtype)
+    dtype = config.dtype or torch.float32 if dtype in (None, "auto") else getattr(torch, dtype)
+    sizes = estimate(shape, args, model_args, tokens=tokens, weight_bytes=dtype.itemsize, **launch)
+    total = sum(sizes.values())
+    memory = psutil.virtual_memory().total // launch["processes"] if args.use_cpu else math.inf
+    if torch.cuda.is_available() and not args.use_cpu:
+        memory = torch.cuda.mem_get_info()[1]
+    if total > FULL * memory:
+        warnings.append(
+            f"the training needs about {_size(total)} per device of {_size(memory)}. Try a smaller max_length or "
+            "per_device_train_batch_size, gradient_checkpointing, precompute_ref_log_probs, LoRA or sharding."
+        )
+    return [
+        f"about {_size(total)} per device, at {count(args.per_device_train_batch_size, 'pair')} of {tokens:,} tokens",
+        f"{shape.parameters:,} parameters" + (f", and {shape.adapter:,} in adapters" if shape.adapter else ""),
+        ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size >= total / 100),
+    ]
+
+
+def _size(number: float) -> str:
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"
