@@ -1,29 +1,27 @@
-"""What CAPO costs over DPO: time of a training step, tokens per second and peak memory, interleaved in one run.
+"""Measure what CAPO costs over DPO, interleaved in one run: time of a step, tokens per second and peak memory.
 
     python scripts/benchmark.py [--model FOLDER] [--train full lora qlora] [--pairs 8] [--tokens 128 512] [--steps 20]
                                 [--languages 12] [--layers 6] [--vocabulary 32000] [--memory] [--rounds 3]
-    python scripts/benchmark.py --estimate
 
-Without a model it takes a small random Llama, of so many layers and words. A line for every way to train, number of
-pairs and number of tokens: both trainers get the same batches in turn, first one and then the other leading, so that
-what else the machine does hits both. A step is forward, loss, backward and optimiser step; its time is the median.
-Every sequence has exactly `--tokens` tokens, half of them the prompt's. With `--languages` CAPO estimates and reports
-a rate for each, without it one for all. `--memory` adds the peak of processes of their own, `--rounds` of one per
-trainer: of the GPU's allocator, or on a CPU (Linux) the resident set. Ratios are CAPO over DPO. `--estimate` times the
-estimate of the noise rates alone, which does not depend on the model.
+It prints a row per way to train, pairs per batch and tokens per sequence (half of them in the prompt). Both trainers
+get the same batches and take turns at going first, so that other load on the machine affects both. A step is forward,
+loss, backward and optimiser step. With `--languages` CAPO estimates and reports a noise rate for each. `--memory` adds
+the median peak of `--rounds` separate processes per trainer: of the GPU's allocator, or on a CPU (Linux) the resident
+set. Ratios are CAPO over DPO.
 """
 
 import argparse
 import itertools
 import json
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -32,17 +30,15 @@ from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo import CAPOConfig, CAPOTrainer
-from trl_capo.memory import peak_memory
-from trl_capo.noise_rate import NoiseRateEstimate
 
 KINDS = {"dpo": (DPOTrainer, DPOConfig), "capo": (CAPOTrainer, CAPOConfig)}
 GPU = torch.cuda.is_available()
-LAYERS, VOCABULARY = 6, 32_000
+WORDS = ["the", "of", "and", "in", "to", "is", "for", "on", "with", "as"]  # one token each in most vocabularies
 
 
-def save_random_model(folder: str, layers: int = LAYERS, vocabulary: int = VOCABULARY) -> str:
-    words = {"<pad>": 0, "<end>": 1} | {f"w{index}": index for index in range(2, vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
+def save_random_model(folder: str, layers: int, vocabulary: int) -> str:
+    tokens = ["<pad>", "<end>", *WORDS, *map(str, range(vocabulary))][:vocabulary]
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>").save_pretrained(folder)
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": layers, "num_attention_heads": 4}
@@ -50,19 +46,19 @@ def save_random_model(folder: str, layers: int = LAYERS, vocabulary: int = VOCAB
     return folder
 
 
-def make_rows(args: argparse.Namespace, pairs: int, tokens: int) -> Dataset:
-    """Four batches of pairs whose sequences have `tokens` tokens; TRL ends an answer with one of its own."""
+def make_rows(languages: int, pairs: int, tokens: int) -> Dataset:
+    """Make four batches of pairs whose sequences have `tokens` tokens; TRL ends an answer with one of its own."""
 
     def text(start: int, count: int) -> str:
-        return " ".join(f"w{2 + (start + 7 * k) % 997}" for k in range(count))
+        return "".join(f" {WORDS[(start + k) % len(WORDS)]}" for k in range(count))
 
     prompt, answer = tokens - tokens // 2, tokens // 2 - 1
     rows = [
         {
             "prompt": text(row, prompt),
-            "chosen": " " + text(3 * row + 1, answer),
-            "rejected": " " + text(5 * row + 2, answer),
-            "language": f"language {row % max(1, args.languages)}",
+            "chosen": text(3 * row + 1, answer),
+            "rejected": text(5 * row + 2, answer),
+            "language": f"language {row % max(1, languages)}",
         }
         for row in range(4 * pairs)
     ]
@@ -70,66 +66,56 @@ def make_rows(args: argparse.Namespace, pairs: int, tokens: int) -> Dataset:
 
 
 def make_trainer(kind: str, args: argparse.Namespace, how: str, pairs: int, tokens: int, folder: str) -> DPOTrainer:
-    cls, config = KINDS[kind]
+    trainer_class, config_class = KINDS[kind]
     own = {"group_column": "language" if args.languages else None} if kind == "capo" else {}
-    training = config(
-        folder,
-        per_device_train_batch_size=pairs,
-        max_length=None,
-        use_cpu=not GPU,
-        bf16=GPU,
-        gradient_checkpointing=False,
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=10_000,
-        save_strategy="no",
-        max_steps=1,
-        **own,
-    )
+    quiet = {"report_to": "none", "disable_tqdm": True, "logging_steps": 10_000, "save_strategy": "no"}
+    own |= {"per_device_train_batch_size": pairs, "max_length": None, "gradient_checkpointing": False, "max_steps": 1}
+    training = config_class(folder, use_cpu=not GPU, bf16=GPU, **quiet, **own)
     options = {"peft_config": None if how == "full" else LoraConfig(r=16, target_modules="all-linear")}
     if how == "qlora":
         dtype = torch.bfloat16 if GPU else torch.float32
         options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
-    trainer = cls(args.model, args=training, train_dataset=make_rows(args, pairs, tokens), **options)
+    rows = make_rows(args.languages, pairs, tokens)
+    trainer = trainer_class(args.model, args=training, train_dataset=rows, **options)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def step(trainer: DPOTrainer, batch: dict) -> float:
+def wait_for_gpu() -> float:
     if GPU:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    return time.perf_counter()
+
+
+def time_step(trainer: DPOTrainer, batch: dict) -> float:
+    start = wait_for_gpu()
     trainer.training_step(trainer.model_wrapped, dict(batch))
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
-    if GPU:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return wait_for_gpu() - start
 
 
-def measure_time(args: argparse.Namespace, *case) -> dict[str, list[float]]:
+def measure_time(args: argparse.Namespace, *case) -> tuple[dict[str, list[float]], int]:
+    """Return the seconds of every step by trainer, and the tokens in a batch."""
     trainers = {kind: make_trainer(kind, args, *case) for kind in KINDS}
     for trainer in trainers.values():
-        trainer.train()  # one step: prepares the model and the optimiser
+        trainer.train()  # one step, which prepares the model and the optimiser
         trainer.model.train()
-    batches = list(trainers["dpo"].get_train_dataloader())
-    assert batches[0]["input_ids"].shape == (2 * case[1], case[2]), batches[0]["input_ids"].shape
-    numbered = list(trainers["capo"].get_train_dataloader())
+    batches = {kind: list(trainer.get_train_dataloader()) for kind, trainer in trainers.items()}
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for index in range(args.steps + 2):
         for kind in KINDS if index % 2 else reversed(KINDS):
-            batch = (batches if kind == "dpo" else numbered)[index % len(batches)]
-            seconds = step(trainers[kind], batch)
+            seconds = time_step(trainers[kind], batches[kind][index % len(batches[kind])])
             if index >= 2:
                 times[kind].append(seconds)
-    return times
+    return times, batches["dpo"][0]["input_ids"].numel()
 
 
 def measure_memory(args: argparse.Namespace, how: str, pairs: int, tokens: int) -> dict[str, float]:
-    """Medians in MiB of several processes each."""
+    """Return the median peak in MiB of several processes per trainer."""
     case = ["--train", how, "--pairs", str(pairs), "--tokens", str(tokens), "--model", args.model]
     command = [sys.executable, __file__, *case, "--languages", str(args.languages), "--peak_of"]
-    peaks = {kind: [] for kind in KINDS}
+    peaks: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(args.rounds):
         for kind, values in peaks.items():
             done = subprocess.run([*command, kind], check=True, capture_output=True, text=True)
@@ -138,39 +124,23 @@ def measure_memory(args: argparse.Namespace, how: str, pairs: int, tokens: int) 
 
 
 def peak_of(kind: str, *case) -> float:
+    """Train for three steps and return the peak memory of this process in MiB."""
     trainer = make_trainer(kind, *case)
     trainer.args.max_steps = 3
     trainer.train()
-    return peak_memory() / 2**20
-
-
-def print_estimate() -> None:
-    """Milliseconds a step, of pairs met for the first time, by pairs a step and number of languages."""
-    accelerator, device = Accelerator(), torch.device("cuda" if GPU else "cpu")
-    print("| languages | pairs | ms a step |\n|---:|---:|---:|")
-    for languages, pairs in itertools.product((1, 12, 60), (8, 64)):
-        estimate, labels, times = NoiseRateEstimate(), [f"language {index}" for index in range(languages)], []
-        estimate.make_room(100 * pairs, device)
-        for start in range(0, 100 * pairs, pairs):
-            rho, numbers = torch.randn(pairs, device=device), torch.arange(start, start + pairs, device=device)
-            margin = torch.randn(pairs, device=device)
-            begun = time.perf_counter()
-            estimate.own_rates(numbers % languages, labels, numbers, margin)
-            estimate.add(rho, numbers % languages, labels, numbers, margin)
-            estimate.end_step(accelerator)
-            if GPU:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - begun)
-        print(f"| {languages} | {pairs} | {1000 * statistics.median(times):.2f} |")
+    if GPU:
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
 
 
 def row(args: argparse.Namespace, how: str, pairs: int, tokens: int, folder: str) -> list[str]:
-    times = measure_time(args, how, pairs, tokens, folder)
+    times, batch_tokens = measure_time(args, how, pairs, tokens, folder)
     medians = {kind: statistics.median(values) for kind, values in times.items()}
     ratios = statistics.quantiles(capo / dpo for dpo, capo in zip(times["dpo"], times["capo"], strict=True))
-    speed = 2 * pairs * tokens / medians["capo"]
-    cells = [how, f"{pairs}", f"{tokens:,}", f"{medians['dpo']:.4f}", f"{medians['capo']:.4f}", f"{speed:,.0f}"]
-    cells += [f"{medians['capo'] / medians['dpo']:.3f}", f"{ratios[0]:.3f} to {ratios[2]:.3f}"]
+    cells = [how, f"{pairs}", f"{batch_tokens // (2 * pairs):,}", f"{medians['dpo']:.4f}", f"{medians['capo']:.4f}"]
+    cells += [f"{batch_tokens / medians['capo']:,.0f}", f"{medians['capo'] / medians['dpo']:.3f}"]
+    cells += [f"{ratios[0]:.3f} to {ratios[2]:.3f}"]
     if args.memory:
         memory = measure_memory(args, how, pairs, tokens)
         cells += [f"{memory['dpo']:,.0f}", f"{memory['capo'] / memory['dpo']:.4f}"]
@@ -179,23 +149,19 @@ def row(args: argparse.Namespace, how: str, pairs: int, tokens: int, folder: str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="folder of a model with its tokenizer; a small random Llama without it")
+    parser.add_argument("--model", help="folder of a model with its tokenizer; default: a small random Llama")
     parser.add_argument("--train", nargs="+", choices=["full", "lora", "qlora"], default=["full", "lora"])
-    parser.add_argument("--pairs", nargs="+", type=int, default=[8], help="per batch")
-    parser.add_argument("--tokens", nargs="+", type=int, default=[128], help="of every sequence")
+    parser.add_argument("--pairs", nargs="+", type=int, default=[8], help="pairs per batch")
+    parser.add_argument("--tokens", nargs="+", type=int, default=[128], help="tokens per sequence")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--languages", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=LAYERS, help="of the random model")
-    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="of the random model, 1,000 or more")
+    parser.add_argument("--layers", type=int, default=6, help="layers of the random model")
+    parser.add_argument("--vocabulary", type=int, default=32_000, help="tokens in the random model's vocabulary")
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3, help="of processes that measure memory")
-    parser.add_argument("--estimate", action="store_true", help="time the estimate of the noise rates alone")
-    parser.add_argument("--peak_of", choices=KINDS, help=argparse.SUPPRESS)  # one process measures itself
+    parser.add_argument("--rounds", type=int, default=3, help="processes per trainer that measure memory")
+    parser.add_argument("--peak_of", choices=KINDS, help=argparse.SUPPRESS)  # for the processes that measure memory
     args = parser.parse_args()
     logging.set_verbosity_error()
-    if args.estimate:
-        print_estimate()
-        return
     with tempfile.TemporaryDirectory() as folder:
         args.model = args.model or save_random_model(f"{folder}/model", args.layers, args.vocabulary)
         if args.peak_of:
@@ -204,8 +170,8 @@ def main() -> None:
         heads = ["train", "pairs", "tokens", "DPO s", "CAPO s", "tokens/s", "time ratio", "quartiles"]
         heads += ["DPO MiB", "memory ratio"] if args.memory else []
         print(f"| {' | '.join(heads)} |\n|{'---|' + '---:|' * (len(heads) - 1)}", flush=True)
-        for how, pairs, tokens in itertools.product(args.train, args.pairs, args.tokens):
-            print(f"| {' | '.join(row(args, how, pairs, tokens, folder))} |", flush=True)
+        for case in itertools.product(args.train, args.pairs, args.tokens):
+            print(f"| {' | '.join(row(args, *case, folder))} |", flush=True)
 
 
 if __name__ == "__main__":
