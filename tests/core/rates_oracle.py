@@ -1,0 +1,52 @@
+"""An oracle for the noise rates of single pairs, with noise_rate="auto": Bayes' rule by plain sums."""
+
+import math
+
+import torch
+from transformers import TrainerCallback
+
+from trl_capo.core.noise_model import SLOPES, TEMPERATURES
+
+
+def standardised(chosen, rejected, ref_chosen, ref_rejected) -> float:
+    """The reference's margin of a pair, from the log-probs of its tokens."""
+    return math.asinh(float(ref_chosen.sum() - ref_rejected.sum()) / math.sqrt(len(chosen) + len(rejected)))
+
+
+def pair_rates(
+    step, languages, rates, slope_posteriors, rhos=None, temperature_posterior=None, with_margin=True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every pair's own noise rate and label weight (docs/method.md, eq. 7).
+
+    `rates` and `slope_posteriors` are by language; `rhos` are those that pairs had when they were first seen.
+    """
+    own, weights = [], []
+    for place, (language, pair) in enumerate(zip(languages, step, strict=True)):
+        margin, odds = standardised(*pair) if with_margin else 0.0, 0.0
+        if rhos is not None:
+            of_temperatures = zip(temperature_posterior, TEMPERATURES, strict=True)
+            first = sum(probability / (1 + math.exp(-rhos[place] / t)) for probability, t in of_temperatures)
+            odds = math.log(first / (1 - first))
+        belief = sum(
+            probability / (1 + math.exp(-odds - slope * margin))
+            for probability, slope in zip(slope_posteriors[language], SLOPES, strict=True)
+        )
+        wrong, rate = rates[language] * (1 - belief), rates[language]
+        own.append(min(0.5, wrong / (wrong + (1 - rate) * belief)))
+        weights.append((1 - 2 * own[-1]) / max(1 - 2 * rate, 0.2))
+    return torch.tensor(own, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
+
+
+class KeepEstimates(TrainerCallback):
+    """Keeps at each step's start the estimator's state, and by language (None: all pairs) rates and slopes."""
+
+    def __init__(self, trainer) -> None:
+        self.trainer, self.states, self.rates, self.slopes, self.temperatures = trainer, [], [], [], []
+
+    def on_step_begin(self, *_, **__) -> None:
+        estimator = self.trainer.noise_rate_estimator
+        self.states.append(estimator.state()["args"])
+        self.temperatures.append(estimator._temperature_posterior.tolist())
+        names = [None, *estimator.group_names]
+        self.rates.append(dict(zip(names, estimator.noise_rates.tolist(), strict=True)))
+        self.slopes.append(dict(zip(names, estimator._slope_posterior.tolist(), strict=True)))

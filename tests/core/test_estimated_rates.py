@@ -1,0 +1,94 @@
+"""The estimate of the noise rates at work in CAPOTrainer: which pairs it uses, and which pairs use it."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from oracles import COMMON, Oracle, expected_logs, load, relative_rewards
+from pair_oracle import make_pool
+from rates_oracle import KeepEstimates, pair_rates
+
+from trl_capo import CAPOTrainer
+from trl_capo.core.noise_rate import NoiseRateEstimator
+
+AUTO = COMMON | {"noise_rate": "auto", "use_reference_margin": True}
+
+
+@pytest.fixture
+def train(model_dir, other_model_dir, make_args):
+    """Trains; returns the trainer, the oracle and the estimates before every step. Keywords are options."""
+
+    def run(rows, repeats=1, **options):
+        oracle = Oracle([*rows] * repeats, load(other_model_dir))
+        args = make_args(**AUTO | options)
+        trainer = CAPOTrainer(model_dir, load(other_model_dir), args, train_dataset=rows, callbacks=[oracle])
+        kept = KeepEstimates(trainer)
+        trainer.add_callback(kept)
+        trainer.train()
+        return trainer, oracle, kept
+
+    return run
+
+
+def test_a_second_training_continues_the_estimate(train, pairs):
+    """3 steps each: the fourth begins with what was known after the third, about the labels and the reference."""
+    trainer, _, kept = train(pairs, max_steps=3)
+    state = trainer.noise_rate_estimator.state()["args"]
+    trainer.train()
+    assert kept.states[3] == state != kept.states[0]
+
+
+def test_estimated_rates_scale_every_pair_by_its_group(train, pairs):
+    """Step 2 must use the estimate of step 1: the rate of each pair's language, and the reference's margin there."""
+    trainer, oracle, kept = train(pairs, max_steps=2)
+    assert len(set(kept.rates[1].values())) == 4  # three languages, and all
+    used, label_weight = pair_rates(oracle.steps[1], pairs["language"][4:8], kept.rates[1], kept.slopes[1])
+    assert used.max() - used.min() > 0.05
+    expected = expected_logs(oracle.steps[1], used, trainer.args, label_weight)
+    assert {key: trainer.state.log_history[1][key] for key in expected} == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("margin", [True, False])
+def test_pairs_that_return_are_scaled_by_the_first_view_of_them(train, monkeypatch, margin):
+    """24 pairs in batches of 4 and windows of 8. Step 9 sees the pairs of step 3 again, which came after the first
+    window had found its temperature: in Bayes' words, by plain sums, for every pair its language's rate."""
+    monkeypatch.setattr("trl_capo.core.noise_rate.WINDOW_PAIRS", 8)
+    rows = make_pool()
+    options = {"max_steps": 9, "learning_rate": 1e-4, "use_reference_margin": margin}
+    trainer, oracle, kept = train(rows, 2, **options)
+    assert [sum(posterior) for posterior in kept.temperatures[1:3]] == [0, pytest.approx(1)]
+    rhos = relative_rewards(oracle.steps[2], trainer.args).tolist()
+    first_view = {"rhos": rhos, "temperature_posterior": kept.temperatures[2], "with_margin": margin}
+    used, label_weight = pair_rates(
+        oracle.steps[8], rows["language"][8:12], kept.rates[8], kept.slopes[8], **first_view
+    )
+    assert used.max() - used.min() > 0.05
+    expected = expected_logs(oracle.steps[8], used, trainer.args, label_weight)
+    expected["capo/noise_rate"] = float(used.mean())
+    assert {key: trainer.state.log_history[8][key] for key in expected} == pytest.approx(expected, rel=2e-3)
+
+
+def test_pairs_of_weight_0_carry_no_information_about_the_noise_rate(train, pairs):
+    """One step of 4 pairs: the rate is that of an estimate of the two that count, however much they weigh."""
+    trainer, oracle, _ = train(pairs.add_column("weight", [0.0, 0.5, 0.0, 7.0] * 6), max_steps=1)
+    rates = []
+    for rows in ([1, 3], [0, 1, 2, 3]):
+        alone, numbers = NoiseRateEstimator(["de", "sw", "日本"], pairs=24), torch.tensor(rows)
+        rho = relative_rewards(oracle.steps[0], trainer.args)[rows].float()
+        alone.add(rho, numbers % 3, numbers, torch.zeros(len(rows)))
+        alone.end_step(Accelerator(cpu=True))
+        rates.append(alone.noise_rates)
+    torch.testing.assert_close(trainer.noise_rate_estimator.noise_rates, rates[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(rates[0], rates[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, True),
+        ({"sync_ref_model": True, "ref_model_sync_steps": 1}, False),
+        ({"use_reference_margin": False}, False),
+    ],
+)
+def test_a_reference_that_follows_the_policy_or_is_switched_off_is_not_evidence(train, pairs, options, asked):
+    trainer, _, _ = train(pairs, max_steps=2, **options)
+    assert (trainer.noise_rate_estimator._slope_loglik.std(dim=2).max() > 1e-4) == asked

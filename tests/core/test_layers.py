@@ -1,0 +1,54 @@
+"""The floors of the package and the budgets of the repository, read from the files themselves."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PACKAGE = REPOSITORY / "trl_capo"
+FLOORS = {
+    "core": set(),
+    "common": set(),
+    "callbacks": {"core", "common"},
+    "data": {"core", "common"},
+    "train": {"core", "common", "callbacks", "data"},
+    "evaluate": {"core", "common", "callbacks", "data"},
+    "audit": {"core", "common", "callbacks", "data"},
+    "study": {"core", "common", "callbacks", "data"},
+}
+"""What each folder may import besides itself. `__init__.py` and `cli.py` are above all of them."""
+LINES = {"trl_capo": 5200, "trl_capo/core": 1000, "tests": 6500, "scripts": 1200}
+
+
+def imported_folders(path: Path) -> set[str]:
+    """The folders of the package that a module imports anything from, at any place in it."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    return {module.split(".")[1] for module in modules if module.startswith("trl_capo.")}
+
+
+def test_every_folder_has_its_floor():
+    assert {path.parent.name for path in PACKAGE.rglob("*.py")} - {"trl_capo", "page"} == set(FLOORS)
+
+
+@pytest.mark.parametrize("folder", FLOORS)
+def test_folders_import_lower_floors_only(folder):
+    for path in (PACKAGE / folder).rglob("*.py"):
+        assert imported_folders(path) & set(FLOORS) <= FLOORS[folder] | {folder}, path
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("folder", LINES)
+def test_folders_keep_their_budget_of_lines(folder):
+    sizes = {path: lines(path) for path in (REPOSITORY / folder).rglob("*.py")}
+    assert sum(sizes.values()) <= LINES[folder]
+    assert {str(path): count for path, count in sizes.items() if count > 250} == {}

@@ -1,0 +1,161 @@
+"""The running estimate: simulated preferences, the memory of each pair, the reference's margin, and checkpoints."""
+
+import json
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import TrainerState
+
+from trl_capo.core.noise_rate import WINDOW_PAIRS, NoiseRateEstimator
+
+
+def step(estimator, rho, groups, pairs=None, margin=None):
+    """One optimiser step with these pairs."""
+    rho = torch.as_tensor(rho, dtype=torch.float32)
+    estimator.add(rho, groups, pairs, torch.zeros_like(rho) if margin is None else margin)
+    estimator.end_step(Accelerator(cpu=True))
+
+
+def simulate(flips, temperature=1.0, pairs=24_000, batch=100, spread=2.0, seed=7):
+    """Preferences that follow sigmoid(margin / temperature), a group's share of the labels flipped, as a stream."""
+    estimator, generator = NoiseRateEstimator(list(flips)), torch.Generator().manual_seed(seed)
+    margin = spread * torch.randn(pairs, generator=generator)
+    groups = torch.randint(len(flips), (pairs,), generator=generator)
+    better = torch.rand(pairs, generator=generator) < torch.sigmoid(margin / temperature)
+    flipped = torch.rand(pairs, generator=generator) < torch.tensor(list(flips.values()))[groups]
+    rho = torch.where(better ^ flipped, margin, -margin)
+    for some_rho, some_groups in zip(rho.split(batch), groups.split(batch), strict=True):
+        step(estimator, some_rho, some_groups)
+    return estimator
+
+
+def nothing(count):
+    return torch.full((count,), -1)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+def test_flips_of_every_group_are_found_and_hard_pairs_are_not_taken_for_flips(temperature):
+    flips = {"de": 0.0, "hi": 0.1, "sw": 0.25, "cy": 0.4}
+    estimator = simulate(flips, temperature, spread=3 * temperature)
+    assert estimator.by_group() == pytest.approx(flips, abs=0.05)
+    assert float(estimator.noise_rates[0]) == pytest.approx(sum(flips.values()) / 4, abs=0.03)
+
+
+def test_a_model_that_grows_surer_does_not_hide_the_flips():
+    """Its margins grow a hundredfold in twenty windows, while it is right as often: 30 % flips are found."""
+    generator, estimator = torch.Generator().manual_seed(5), NoiseRateEstimator([])
+    for window in range(20):
+        margin = 2 * torch.randn(WINDOW_PAIRS, generator=generator)
+        better = torch.rand(len(margin), generator=generator) < torch.sigmoid(margin)
+        flipped = torch.rand(len(margin), generator=generator) < 0.3
+        sizes = margin * 0.05 * 100 ** (window / 19)
+        step(estimator, torch.where(better ^ flipped, sizes, -sizes), nothing(len(margin)))
+    assert float(estimator.noise_rates[0]) == pytest.approx(0.3, abs=0.03)
+
+
+def test_the_estimate_returns_from_a_checkpoint():
+    """Through JSON, as in trainer_state.json; then both learn the same."""
+    estimator = simulate({"en": 0.05, "sw": 0.4}, pairs=3_000)
+    saved = json.loads(json.dumps(TrainerState(stateful_callbacks=[estimator]).stateful_callbacks))
+    restored = NoiseRateEstimator(["en", "sw"])
+    restored.on_train_begin(None, TrainerState(stateful_callbacks=saved), None)
+    assert restored.state() == estimator.state()
+    for one in (estimator, restored):
+        step(one, [2.0, -2.0, 1.0], torch.tensor([0, 1, -1]), margin=torch.tensor([1.0, 0.5, -1.0]))
+    assert restored.state() == estimator.state()
+    for other in (NoiseRateEstimator(["en"]), NoiseRateEstimator(["en", "sw"], pairs=7)):
+        with pytest.raises(ValueError, match=r"resume_from_checkpoint.*'sw'"):
+            other.on_train_begin(None, TrainerState(stateful_callbacks=saved), None)
+
+
+def test_relative_rewards_that_are_not_finite_carry_no_information():
+    estimator = with_reference({"a": 1.0}, pairs=600)
+    rates, before = estimator.noise_rates.tolist(), added_log_odds(estimator, 0, 1.0)
+    estimator.noise_rates = torch.tensor(rates)
+    step(estimator, [math.nan, math.inf, -math.inf], torch.zeros(3).long(), margin=torch.full((3,), -3.0))
+    assert estimator.noise_rates.tolist() == pytest.approx(rates, rel=1e-4)
+    assert added_log_odds(estimator, 0, 1.0) == pytest.approx(before, rel=1e-3)
+
+
+def test_pairs_of_no_group_and_of_one_that_training_lacks_have_the_overall_rate():
+    estimator = simulate({"a": 0.0, "b": 0.4}, pairs=4_000)
+    rates = estimator.group_rates(torch.tensor([0, 1, -1, 2])).tolist()
+    assert rates[2] == rates[3] == float(estimator.noise_rates[0])
+    assert rates[0] < rates[2] < rates[1]
+
+
+def at_rate(estimator, pairs, rate):
+    """Rates and label weights of these pairs of a group with this noise rate."""
+    estimator.noise_rates[1] = rate
+    pairs, groups = torch.tensor(pairs), torch.zeros(len(pairs), dtype=torch.long)
+    return tuple(found.tolist() for found in estimator.pair_rates(groups, pairs, torch.zeros(len(pairs))))
+
+
+def seen_twice(rhos, first_number):
+    """An estimator that saw a window at rho = +-2, a third of it negative, and then these pairs."""
+    estimator = NoiseRateEstimator(["a"], pairs=703)
+    step(estimator, [2.0, 2.0, -2.0] * 200, torch.zeros(600).long(), torch.arange(600))
+    pairs = torch.arange(first_number, first_number + len(rhos))
+    step(estimator, rhos, torch.zeros(len(rhos)).long(), pairs)
+    return estimator
+
+
+def test_pairs_of_the_first_window_keep_the_rate_of_their_group():
+    """Nothing is known about the model then. Up to e = 0.4 the weight is 1; beyond, it is 1 - 2e in fifths."""
+    estimator = NoiseRateEstimator(["a"], pairs=2)
+    step(estimator, [3.0, -3.0], torch.zeros(2).long(), torch.arange(2))
+    for rate, weight in ((0.3, 1.0), (0.45, 0.5), (0.5, 0.0)):
+        assert at_rate(estimator, [0, 1], rate) == (pytest.approx([rate] * 2), pytest.approx([weight] * 2))
+
+
+def test_the_first_view_of_a_pair_stays():
+    estimator = seen_twice([1.0, math.nan], 600)
+    before = at_rate(estimator, [600, 601], 0.2)
+    step(estimator, [-1.0], torch.zeros(1).long(), torch.tensor([600]))
+    assert at_rate(estimator, [600, 601], 0.2) == before
+    assert before[0][1] == pytest.approx(0.2)
+
+
+def with_reference(slopes, rate=0.25, pairs=6_000, estimator=None, seed=2):
+    """Pairs about which the model knows nothing, while the reference has log-odds of slope * margin of being right.
+
+    The rate is the one that an estimator starts with, which such a model leaves as it is.
+    """
+    estimator, generator = estimator or NoiseRateEstimator(list(slopes)), torch.Generator().manual_seed(seed)
+    groups, margin = torch.arange(pairs) % len(slopes), 1.5 * torch.randn(pairs, generator=generator)
+    chance = torch.sigmoid(torch.tensor(list(slopes.values()))[groups] * margin)
+    agrees = torch.rand(pairs, generator=generator) < rate + (1 - 2 * rate) * chance
+    margin = torch.where(agrees, margin, -margin)
+    for some_groups, some_margin in zip(groups.split(40), margin.split(40), strict=True):
+        step(estimator, torch.zeros(len(some_margin)), some_groups, margin=some_margin)
+    return estimator
+
+
+def added_log_odds(estimator, group, margin):
+    """What the reference's margin adds to the log-odds that the label of a new pair is right, at a rate of 0.4."""
+    estimator.noise_rates = torch.full_like(estimator.noise_rates, 0.4)
+    rates, _ = estimator.pair_rates(torch.tensor([group]), None, torch.tensor([margin]))
+    return math.log((1 - float(rates)) / float(rates)) - math.log(1.5) if float(rates) < 0.5 else -math.inf
+
+
+def test_the_worth_of_the_reference_is_learned_group_by_group():
+    """It knows one language, prefers wrong answers in the second, and guesses in the third."""
+    estimator = with_reference({"knows": 1.5, "wrong": -1.5, "guesses": 0.0})
+    assert added_log_odds(estimator, 0, 1.0) == pytest.approx(1.5, abs=0.3)
+    assert added_log_odds(estimator, 1, -1.0) == pytest.approx(1.5, abs=0.3)
+    assert added_log_odds(estimator, 1, 1.0) == -math.inf  # more likely wrong than right
+    assert added_log_odds(estimator, 2, 1.0) == pytest.approx(0.0, abs=0.3)
+    assert added_log_odds(NoiseRateEstimator([]), -1, 5.0) == pytest.approx(0.0, abs=1e-2)
+
+
+def test_a_group_of_few_pairs_borrows_from_the_others_and_one_of_many_does_not():
+    """The reference knows nine languages well, and prefers wrong answers in the tenth."""
+    slopes = {f"knows {index}": 1.5 for index in range(9)} | {"wrong": -1.5}
+    estimator = with_reference({name: 1.5 for name in slopes if name != "wrong"}, estimator=NoiseRateEstimator(slopes))
+    with_reference(slopes, pairs=40, estimator=estimator)
+    assert added_log_odds(estimator, 9, 1.0) > 0.1
+    with_reference(slopes, pairs=12_000, estimator=estimator)
+    assert added_log_odds(estimator, 9, 1.0) == -math.inf
+    assert added_log_odds(estimator, 0, 1.0) == pytest.approx(1.5, abs=0.3)

@@ -1,0 +1,94 @@
+"""Pair numbers, groups and weights on their way through the trainer."""
+
+import pytest
+import torch
+from conftest import logged
+from datasets import Dataset
+from oracles import COMMON, Oracle, expected_logs, load, same, weights
+
+from trl_capo import CAPOTrainer
+from trl_capo.core.pairs import GROUP, PAIR, find_groups
+
+WEIGHTS = [2.0, 0.0, 1.0, 0.25, 3.0, 0.5, 1.0, 1.5]
+
+
+def weighted(rows: Dataset, values=WEIGHTS) -> Dataset:
+    return rows.add_column("weight", [values[index % len(values)] for index in range(len(rows))])
+
+
+SFT = {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 0.2]}
+
+
+@pytest.mark.parametrize("options", [{}, {"noise_rate": 0.0}, {"precompute_ref_log_probs": True}, SFT], ids=str)
+def test_every_loss_is_the_weighted_mean_over_its_pairs(make_args, model_dir, other_model_dir, pairs, options):
+    """With noise rate 0 that is weighted DPO. The SFT term is not weighted. The mean weight is logged."""
+    args, oracle = make_args(**COMMON | options), Oracle(pairs, load(other_model_dir))
+    sets = {"weighted": weighted(pairs.select(range(4))), "plain": pairs.select(range(4))}
+    data = {"train_dataset": weighted(pairs), "eval_dataset": sets}
+    trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, **data, callbacks=[oracle])
+    metrics = trainer.evaluate()
+    trainer.train()
+    for step, losses, values in zip(
+        oracle.steps, logged(trainer, "loss"), [WEIGHTS[:4], WEIGHTS[4:]] * 2, strict=True
+    ):
+        expected = expected_logs(step, args.noise_rate, args, weight=torch.tensor(values))
+        assert losses == pytest.approx(expected["loss"], rel=1e-4)
+    assert logged(trainer, "capo/weight") == [0.8125, 1.5, 0.8125, 1.5]
+    assert max(logged(trainer, "capo/scale_max")) <= 1 / (1 - args.noise_rate)  # without the weight
+    for name, weight in (("weighted", torch.tensor(WEIGHTS[:4])), ("plain", 1.0)):
+        expected = expected_logs(oracle.steps[0], args.noise_rate, args, weight=weight)
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert metrics.get(f"eval_{name}_capo/weight") == (0.8125 if name == "weighted" else None)
+
+
+def test_weights_of_one_are_no_column_to_the_bit(model_dir, other_model_dir, pairs, make_args):
+    """Two epochs, so that pairs with a noise rate of their own are among them."""
+    runs = []
+    for data in (pairs, weighted(pairs, [1])):
+        args = make_args(max_steps=9, learning_rate=2e-3)
+        trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, train_dataset=data)
+        trainer.train()
+        runs.append((weights(trainer.model), logged(trainer, "loss"), logged(trainer, "capo/scale_min")))
+    assert same(runs[0][0], runs[1][0])
+    assert runs[0][1:] == runs[1][1:]
+
+
+def test_columns_stay_with_their_pairs_when_pairs_are_dropped_and_shuffled(model_dir, pairs, make_args):
+    """Prompts with numbers of two digits are longer: max_length drops them, and the batch is in another order."""
+    args = make_args(max_length=13, per_device_train_batch_size=24)
+    data = weighted(pairs, [float(index) for index in range(1, 25)])
+    trainer = CAPOTrainer(model_dir, args=args, train_dataset=data)
+    batch = next(iter(trainer.get_train_dataloader()))
+    numbers = batch[PAIR].tolist()
+    assert 0 < len(numbers) < 24
+    assert numbers != sorted(numbers)
+    assert batch["weight"].tolist() == [1.0 + number for number in numbers]
+    assert batch[GROUP].tolist() == [number % 3 for number in numbers]
+
+
+@pytest.mark.parametrize("wrong", [None, -1.0, float("nan"), float("inf"), "1", "all 0"])
+def test_what_is_no_weight_is_refused_before_a_model_is_loaded(pairs, make_args, wrong):
+    values = [0] * 24 if wrong == "all 0" else [str(1)] * 24 if wrong == "1" else [1.0, 1.0, wrong] + [1.0] * 21
+    data = pairs.add_column("weight", values)
+    for options, name in (({"train_dataset": data}, "train_dataset"), ({"eval_dataset": {"a": data}}, "eval_dataset")):
+        with pytest.raises(ValueError, match=rf"{name}.*'weight'"):
+            CAPOTrainer("no/such-model", args=make_args(), **{"train_dataset": pairs} | options)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (["日本語", "zh/hans", "with space"], ["日本語", "zh/hans", "with space"]),
+        ([3, -1, 0], ["3", "-1", "0"]),
+        ([1.5, float("nan"), None], ["1.5", "(none)", "(none)"]),
+        (["de", None, ""], ["de", "(none)", "(none)"]),
+    ],
+)
+def test_groups_are_named_by_the_columns_values(values, labels):
+    assert find_groups(Dataset.from_dict({"language": values}), "auto", "data") == ("language", labels)
+
+
+@pytest.mark.parametrize("values", [[["de", "sw"]], ["macro"], ["worst"], ["ties"]])
+def test_values_that_cannot_name_a_group_are_refused(values):
+    with pytest.raises(ValueError, match="also_by='side': .*"):
+        find_groups(Dataset.from_dict({"side": values}), "side", "data", "also_by")

@@ -1,0 +1,163 @@
+"""Recorded results: trainings, an evaluation, an audit, injected noise and the committed study.
+
+The values are those of the code before its restructuring (tests/golden_cases.py has the cases). They differ in their
+last digits from processor to processor, so they are compared within 1e-4.
+"""
+
+import csv
+import hashlib
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import golden_cases
+import pyarrow.parquet as pq
+import pytest
+from conftest import forked, run_main
+
+from trl_capo import CheckpointOnSigterm
+
+GOLDENS = Path(__file__).with_name("goldens")
+REPOSITORY = Path(__file__).parents[1]
+
+
+def golden(name: str) -> dict:
+    return json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def assert_close(found, expected, place=""):
+    """Compare JSON: numbers within 1e-4, relative or absolute, and all else exactly."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected) or set(found) == set(expected), place
+        for key, value in expected.items():
+            assert_close(found[key], value, f"{place}/{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), place
+        for index, value in enumerate(expected):
+            assert_close(found[index], value, f"{place}/{index}")
+    elif isinstance(expected, int | float) and not isinstance(expected, bool):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4), place
+    else:
+        assert found == expected, place
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> list[str]:
+    return golden_cases.make_models(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.mark.parametrize("name", golden_cases.CASES)
+def test_trainings_log_the_recorded_values(name, models, tmp_path):
+    for rate, expected in golden(f"trajectory_{name}").items():
+        found = golden_cases.trajectory(golden_cases.make_trainer(name, rate, models, tmp_path))
+        assert_close(found, expected, f"{name}, noise rate {rate}: ")
+
+
+def test_a_killed_and_resumed_training_ends_with_the_recorded_weights(models, tmp_path):
+    case = ("full", "auto", models, tmp_path)
+
+    def killed() -> int:
+        stop = CheckpointOnSigterm()
+        golden_cases.make_trainer(*case, stop, golden_cases.Terminate(3), **golden_cases.INTERRUPTED).train()
+        return 143 if stop.stopped else 1
+
+    code, _, err = forked(killed)
+    assert (code, [path.name for path in tmp_path.glob("checkpoint-*")]) == (143, ["checkpoint-4"]), err
+    trainer = golden_cases.make_trainer(*case, **golden_cases.INTERRUPTED)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 10
+    assert_close(golden_cases.weight_sums(trainer.model), golden("killed_and_resumed"))
+
+
+def test_the_evaluation_of_two_models_writes_the_recorded_metrics(models, tmp_path, monkeypatch):
+    from trl_capo.evaluate.command import main
+
+    monkeypatch.chdir(Path(models[0]).parent)
+    golden_cases.evaluation_pairs().to_json("pairs.jsonl", force_ascii=False)
+    words = []
+    for name, value in golden_cases.EVALUATION.items():
+        words += [f"--{name}", *(value if isinstance(value, list) else [value])]
+    code, _, err = run_main(main, *words, "--output_dir", tmp_path)
+    assert code == 0, err
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert_close({key: found[key] for key in found if key not in ("seconds", "versions")}, golden("evaluation"))
+
+
+def table_of(text: str) -> list[list[str]]:
+    """The cells of the first Markdown table in a text."""
+    lines = re.search(r"(\|.*\n)+", text).group().splitlines()
+    rows = [[cell.strip() for cell in line[2:-2].split(" | ")] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
+def assert_same_text(found: str, expected: str):
+    """The words are equal, and numbers differ by at most 1 in the last digit that is shown."""
+    number = r"[-+]?\d[\d,]*(?:\.\d+)?"
+    assert re.sub(number, "#", found) == re.sub(number, "#", expected)
+    for one, other in zip(re.findall(number, found), re.findall(number, expected), strict=True):
+        digits = len(other.partition(".")[2])
+        assert float(one.replace(",", "")) == pytest.approx(float(other.replace(",", "")), abs=1.01 * 10**-digits)
+
+
+@pytest.mark.parametrize("score", ["mean_margin", "first_margin"])
+def test_the_audit_of_a_fixed_log_finds_the_recorded_scores_and_rates(score, tmp_path):
+    from trl_capo.audit.command import main
+
+    recorded = golden("audit")
+    golden_cases.audited_pairs().to_json(tmp_path / "pairs.jsonl", force_ascii=False)
+    golden_cases.write_pair_log(tmp_path / "run" / "pair_log", recorded["fingerprint"])
+    options = {"--dataset_name": tmp_path / "pairs.jsonl", "--score": score, "--output_dir": tmp_path / "audit"}
+    code, _, err = run_main(main, tmp_path / "run", *(word for option in options.items() for word in option))
+    assert code == 0, err
+    rows = sorted(pq.read_table(tmp_path / "audit" / "suspects.parquet").to_pylist(), key=lambda row: row["pair"])
+    expected = recorded[score]
+    columns = [name for name in expected if name != "rates"]
+    assert_close({name: [row[name] for row in rows] for name in columns}, {name: expected[name] for name in columns})
+    order = [row["pair"] for row in sorted(rows, key=lambda row: row["rank"])]
+    assert_close([expected["score"][pair] for pair in order], sorted(expected["score"], reverse=True))
+    rates = table_of((tmp_path / "audit" / "report.md").read_text(encoding="utf-8").partition("## Noise rates")[2])
+    for found, wanted in zip(rates[1:], expected["rates"], strict=True):
+        assert_same_text(" | ".join(found), " | ".join(wanted))
+
+
+@pytest.mark.parametrize("form", ["standard", "conversational"])
+@pytest.mark.parametrize("name", golden_cases.NOISE)
+def test_noise_changes_the_recorded_rows_in_the_recorded_way(name, form):
+    from trl_capo.data.noise import inject_noise
+
+    noisy = inject_noise(golden_cases.noise_pairs(form == "conversational"), **golden_cases.NOISE[name], seed=0)
+    expected = golden("noise")[f"{form}, {name}"]
+    assert [row for row, changed in enumerate(noisy["is_noisy"]) if changed] == expected["rows"]
+    text = json.dumps(noisy.select_columns(["prompt", "chosen", "rejected", "chosen_score"])[:], sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest() == expected["sha256"]
+
+
+def test_the_committed_runs_of_the_study_give_the_recorded_report(tmp_path):
+    """The method that was called `capo` then is `capo_reference` now: CAPO with the reference's margin."""
+    from trl_capo.study.command import main
+
+    with tarfile.open(REPOSITORY / "docs" / "study" / "runs.tar.gz") as runs:
+        runs.extractall(tmp_path, filter="data")
+    plan = REPOSITORY / "configs" / "study" / "demo.yaml"
+    code, _, err = run_main(main, "--config", plan, "--output_dir", tmp_path, "--report_only")
+    assert code == 0, err
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    expected = golden("study")
+    recorded_runs = expected.pop("results.csv")
+    for title, tables in expected.items():
+        section = re.search(rf"^## {title}\n(.*?)(?=^## )", text, re.DOTALL | re.MULTILINE).group(1)
+        for part, cells_of in zip(section.split("### ")[1:], tables, strict=True):
+            head, *rows = table_of(part)
+            found = {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
+            for name, cells in cells_of.items():
+                assert_same_text(" | ".join(found[name][column] for column in cells), " | ".join(cells.values()))
+    with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
+        runs = {
+            "|".join(row[key] for key in ("method", "noise", "epochs", "seed")): [
+                float(row[key]) for key in ("accuracy", "margin", "learning_rate")
+            ]
+            for row in csv.DictReader(file)
+            if row["group"] == "all"
+        }
+    assert_close({run: runs[run] for run in recorded_runs}, recorded_runs)
