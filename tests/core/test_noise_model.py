@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from trl_capo.core.noise_model import (
+    GROUP_PRIOR_PAIRS,
+    LOG_TEMPERATURE_STD,
     MEAN_SLOPES,
+    NOISE_RATES,
+    TEMPERATURES,
     agreement_log_likelihood,
+    fit_noise_rates,
     fit_slopes,
     label_log_odds,
     margin_log_likelihood,
@@ -93,3 +98,56 @@ def test_log_odds_average_over_the_slopes():
     """z = 1, x = 2, slopes -1, 0, 1 with 1/4, 1/4, 1/2."""
     found = margin_log_odds(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([[0.25, 0.25, 0.5]]), GRID)
     assert float(found) == pytest.approx(logit(0.25 * sigmoid(-1) + 0.25 * sigmoid(1) + 0.5 * sigmoid(3)), rel=1e-5)
+
+
+def normalised(logs) -> np.ndarray:
+    weights = np.exp(np.array(logs) - np.max(logs))
+    return weights / weights.sum()
+
+
+def log_mean_exp(logs, weights) -> float:
+    return math.log(sum(math.exp(log) * weight for log, weight in zip(logs, weights, strict=True)))
+
+
+def plain_noise_rates(windows, count: int) -> list[float]:
+    """The overall rate and those of the groups, by loops over the grid, from windows of (rho, groups)."""
+    prior = normalised([-0.5 * (math.log(t) / LOG_TEMPERATURE_STD) ** 2 for t in TEMPERATURES])
+    overall_loglik, group_loglik = [0.0] * len(NOISE_RATES), np.zeros((count, len(NOISE_RATES)))
+
+    def by_temperature(e, pairs):
+        return [sum(math.log(e + (1 - 2 * e) * sigmoid(r / t)) for r in pairs) for t in TEMPERATURES]
+
+    for rho, groups in windows:
+        own = [np.array(by_temperature(e, rho)) for e in NOISE_RATES]
+        posterior = normalised(np.array(own) + np.log(prior) + np.array(overall_loglik)[:, None]).sum(axis=0)
+        overall_loglik = [k + log_mean_exp(logs, prior) for k, logs in zip(overall_loglik, own, strict=True)]
+        for group in range(count):
+            pairs = [value for value, g in zip(rho, groups, strict=True) if g == group]
+            group_loglik[group] += [log_mean_exp(by_temperature(e, pairs), posterior) for e in NOISE_RATES]
+    overall = float(normalised(overall_loglik) @ np.array(NOISE_RATES))
+    means, evidence = [], []
+    for strength in GROUP_PRIOR_PAIRS:
+        a, b = strength * overall - 1, strength * (1 - overall) - 1
+        beta = normalised([a * math.log(e) + b * math.log(1 - e) for e in NOISE_RATES])
+        means.append([float(normalised(np.log(beta) + logs) @ np.array(NOISE_RATES)) for logs in group_loglik])
+        evidence.append(sum(log_mean_exp(logs, beta) for logs in group_loglik))
+    return [overall, *(normalised(evidence) @ np.array(means))]
+
+
+def test_noise_rates_equal_a_plain_loop():
+    """Two windows, in the second of which the model is surer of itself, and three groups, of which one is noisier."""
+    generator = np.random.default_rng(3)
+    grid = torch.tensor(NOISE_RATES, dtype=torch.float64), torch.tensor(TEMPERATURES, dtype=torch.float64)
+    carried, windows = torch.zeros(4, len(NOISE_RATES), dtype=torch.float64), []
+    for spread in (0.5, 2.0):
+        groups = generator.integers(0, 3, 60)
+        rho = generator.normal(spread, spread, 60) * np.where((groups == 2) & (generator.random(60) < 0.4), -1, 1)
+        windows.append((rho.tolist(), groups.tolist()))
+        loglik = agreement_log_likelihood(torch.tensor(rho), *grid)
+        window = torch.stack(
+            [loglik.sum(dim=0), *(loglik[torch.tensor(groups == row)].sum(dim=0) for row in range(3))]
+        )
+        rates, carried, posterior = fit_noise_rates(carried, window, *grid)
+    assert rates.tolist() == pytest.approx(plain_noise_rates(windows, 3), rel=1e-6)
+    assert max(rates.tolist()) - min(rates.tolist()) > 0.05
+    assert posterior.sum() == pytest.approx(1)

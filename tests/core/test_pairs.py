@@ -92,3 +92,9 @@ def test_groups_are_named_by_the_columns_values(values, labels):
 def test_values_that_cannot_name_a_group_are_refused(values):
     with pytest.raises(ValueError, match="also_by='side': .*"):
         find_groups(Dataset.from_dict({"side": values}), "side", "data", "also_by")
+
+
+def test_a_group_column_that_a_stream_cannot_have_is_refused(pairs, make_args):
+    args = make_args(group_column="nosuch")
+    with pytest.raises(ValueError, match="group_column='nosuch': "):
+        CAPOTrainer("no/such-model", args=args, train_dataset=pairs.to_iterable_dataset())
