@@ -79,6 +79,17 @@ def test_relative_rewards_that_are_not_finite_carry_no_information():
     assert added_log_odds(estimator, 0, 1.0) == pytest.approx(before, rel=1e-3)
 
 
+def test_rates_are_fitted_in_the_first_epoch_and_frozen_afterwards():
+    estimator = NoiseRateEstimator(["a"])
+    rates = []
+    for epoch in (0.0, 0.99, 1.0, 2.5):
+        estimator.on_step_begin(None, TrainerState(epoch=epoch), None)
+        step(estimator, [-2.0, 1.0, 3.0], torch.zeros(3).long())
+        rates.append(estimator.noise_rates.tolist())
+    assert rates[0] != rates[1]
+    assert rates[1] == rates[2] == rates[3]
+
+
 def test_pairs_of_no_group_and_of_one_that_training_lacks_have_the_overall_rate():
     estimator = simulate({"a": 0.0, "b": 0.4}, pairs=4_000)
     rates = estimator.group_rates(torch.tensor([0, 1, -1, 2])).tolist()
