@@ -1,7 +1,6 @@
 """Confidence-aware preference optimization (CAPO) for Hugging Face TRL.
 
-`CAPOTrainer` is a `trl.DPOTrainer` that scales each pair's loss by the confidence that its label is right. The public
-names are imported on first use, so that `trl-capo --help` does not import torch.
+The public names are imported on first use, so that `trl-capo --help` does not import torch.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,4 @@
-"""`trl-capo`: find the command's module, and start `train` and `evaluate` through `accelerate launch`.
-
-Heavy imports are inside the functions, so that `trl-capo --help` does not import torch.
-"""
+"""`trl-capo`: find the command's module, and start `train` and `evaluate` through `accelerate launch`."""
 
 import argparse
 import contextlib
@@ -13,6 +10,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
+
+from trl_capo import __version__
+from trl_capo.common.command import parse_with_rest, run
 
 LAUNCHED = {
     "train": "train with CAPO; takes the arguments and YAML files of `trl dpo`",
@@ -31,31 +31,30 @@ MODULES = {"noise": "trl_capo.data.noise", "clean": "trl_capo.data.clean"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0 for success, 2 for a mistake in the arguments or data."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    description = "Confidence-aware preference optimization (CAPO) for TRL."
-    parser = argparse.ArgumentParser(prog="trl-capo", description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser("trl-capo", description="Confidence-aware preference optimization (CAPO).")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, purpose in COMMANDS.items():
         subparsers.add_parser(name, help=purpose, add_help=False)
     command = parser.parse_known_args(argv)[0].command
     arguments = argv[argv.index(command) + 1 :]
     if command == "env":
-        return _print_env()
+        from trl.scripts.env import print_env
+
+        print_env()
+        print(f"- trl-capo version: {__version__}\n")
+        return 0
     if command == "train" and {"--dry_run", "--dry-run"} & set(arguments):
         return import_module("trl_capo.train.dry_run").main(arguments)
     module = import_module(MODULES.get(command, f"trl_capo.{command}.command"))
-    if command in LAUNCHED:
-        return import_module("trl_capo.common.command").run(module.PROG, _launch, module, arguments)
-    return module.main(arguments)
+    return run(module.PROG, _launch, module, arguments) if command in LAUNCHED else module.main(arguments)
 
 
 def _launch(module: Any, arguments: list[str]) -> int:
     """Run the module of a command through `accelerate launch`, with all of its arguments."""
-    import torch
+    import torch  # here, so that `trl-capo --help` does not import it
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
-
-    from trl_capo.common.command import parse_with_rest
 
     _, launch_options = parse_with_rest(arguments, module.ARGUMENT_TYPES, module.PROG, module.USAGE)
     options = resolve_accelerate_config_argument(launch_options)
@@ -66,14 +65,14 @@ def _launch(module: Any, arguments: list[str]) -> int:
         logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, _forward)
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")  # torchrun would kill 30 s after SIGTERM
-    words = [*options, "--module", module.__name__, *arguments]
+    status = 0
     try:
-        launch_command(launch_command_parser().parse_args(words))
+        launch_command(launch_command_parser().parse_args([*options, "--module", module.__name__, *arguments]))
     except subprocess.CalledProcessError as error:  # the process has printed its error
-        return _exit_code(error.returncode)
+        status = error.returncode
     except ChildFailedError as error:
-        return _exit_code(error.get_first_failure()[1].exitcode)
-    return 0
+        status = error.get_first_failure()[1].exitcode
+    return 128 - status if status < 0 else status  # as shells report signals
 
 
 def _forward(signum: int, frame: object) -> None:
@@ -85,22 +84,7 @@ def _forward(signum: int, frame: object) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signum)
     if not started:
-        sys.exit(_exit_code(-signum))
-
-
-def _exit_code(status: int) -> int:
-    """Return the exit code as shells report it: 128 plus the signal that ended the process."""
-    return 128 - status if status < 0 else status
-
-
-def _print_env() -> int:
-    from trl.scripts.env import print_env
-
-    from trl_capo import __version__
-
-    print_env()
-    print(f"- trl-capo version: {__version__}\n")
-    return 0
+        sys.exit(128 + signum)
 
 
 if __name__ == "__main__":

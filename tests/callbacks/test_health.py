@@ -41,47 +41,33 @@ def error_of(model, args, rows, reference=None) -> str:
     return str(caught.value)
 
 
-def saved(args) -> list[str]:
-    return sorted(path.name for path in Path(args.output_dir).glob("checkpoint-*"))
-
-
-@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("accumulation", [1, 4])
 def test_the_step_and_the_pair_are_named_and_the_weights_stay(make_args, model_dir, other_model_dir, accumulation):
     sizes = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
     args, model = make_args(**IN_ORDER | sizes), faulty(model_dir)
     error = error_of(model, args, with_fault(), LlamaForCausalLM.from_pretrained(other_model_dir))
-    assert (
-        "step 3: 1 of its pairs have values that are not finite: row 9 (id 'pair-9', group 'de', the policy's" in error
-    )
+    named = "row 9 (id 'pair-9', group 'de', the policy's log-probability)"
+    assert f"step 3: 1 of its pairs have values that are not finite: {named}" in error
     assert f"The last checkpoint is {args.output_dir}/checkpoint-2" in error
-    assert saved(args) == ["checkpoint-1", "checkpoint-2"]
     before = LlamaForCausalLM.from_pretrained(f"{args.output_dir}/checkpoint-2").state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
 
 
-def test_the_reference_is_told_apart_from_the_policy(make_args, model_dir, other_model_dir):
+def test_the_reference_and_pairs_of_a_stream_are_named(make_args, model_dir, other_model_dir):
     error = error_of(model_dir, make_args(**IN_ORDER), with_fault(1), faulty(other_model_dir))
-    assert "step 1: 1 of its pairs have" in error
     assert "row 1 (id 'pair-1', group 'sw', the reference's log-probability). The last checkpoint is None" in error
-
-
-def test_pairs_of_a_stream_have_no_row(make_args, model_dir):
     error = error_of(faulty(model_dir), make_args(**IN_ORDER), with_fault().to_iterable_dataset())
-    assert "step 3: 1 of its pairs" in error
     assert "a pair of the stream (the policy's log-probability)" in error
 
 
-def test_which_values_are_not_finite():
-    """Only the loss. Then: finite; NaN in the policy; inf in the reference; an infinite relative reward; finite."""
-    nan, inf, ones = math.nan, math.inf, torch.ones(5)
-    values = dict.fromkeys(PairBatch.__dataclass_fields__, ones) | {"training": True, "loss": torch.tensor(nan)}
-    batch = PairBatch(**values)
-    assert non_finite(batch).tolist() == [[False, False, True]] * 5
-    batch.chosen_logps, batch.ref_rejected_logps = torch.tensor([1, nan, 1, 1, 1]), torch.tensor([1, 1, -inf, 1, 1])
-    batch.rho = torch.tensor([1, nan, inf, -inf, 1])
-    policy, reference, loss = [True, False, False], [False, True, False], [False, False, True]
-    assert non_finite(batch).tolist() == [[False] * 3, policy, reference, loss, [False] * 3]
+def test_a_loss_that_is_not_finite_is_everywhere_or_where_the_relative_reward_is():
+    batch = PairBatch(
+        **dict.fromkeys(PairBatch.__dataclass_fields__, torch.ones(3)) | {"loss": torch.tensor(math.nan)}
+    )
+    assert non_finite(batch).tolist() == [[False, False, True]] * 3
+    batch.rho = torch.tensor([1, -math.inf, 1])
+    assert non_finite(batch).tolist() == [[False, False, place == 1] for place in range(3)]
 
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch", "no"])
@@ -93,7 +79,8 @@ def test_weights_that_a_gradient_has_spoilt_are_not_saved(make_args, model_dir, 
     weight.register_hook(lambda gradient: gradient * math.nan if trainer.state.global_step == 5 else gradient)
     with pytest.raises(NonFiniteLoss, match="step 6: the trained weights are not finite and are not saved"):
         trainer.train()
-    assert saved(args) == (["checkpoint-4"] if strategy == "steps" else [])
+    saved = [path.name for path in Path(args.output_dir).glob("checkpoint-*")]
+    assert saved == (["checkpoint-4"] if strategy == "steps" else [])
 
 
 SOUND = {"capo/contradicted": 0.3, "capo/scale": 1.0, "capo/noise_rate": 0.2, "capo/confidence": 0.8}
@@ -104,27 +91,18 @@ SIGNS = [
     ({"capo/confidence": 0.999}, "labels are trusted"),
     ({"capo/weight": 0.0}, "all weights are 0"),
     ({"rewards/chosen": -10.0, "rewards/rejected": -20.0}, "rewards of both answers fall"),
-]
-NEARLY = [
-    {"capo/contradicted": 0.949, "capo/scale": 0.051, "capo/weight": 1e-6},
-    {"capo/confidence": 0.998},
-    {"capo/confidence": 1.0, "capo/noise_rate": 0.04},  # at a small rate every pair is trusted from the start
-    {"capo/scale": 0.0, "capo/noise_rate": 0.0},
-    {"rewards/chosen": -9.9, "rewards/rejected": -10.0},
-    {"rewards/chosen": -10.0, "rewards/rejected": -21.0},  # the rejected ones fall much faster
-    dict.fromkeys(SOUND, math.nan),
+    ({"capo/contradicted": 0.949, "capo/scale": 0.051, "capo/weight": 1e-6, "capo/confidence": 0.998}, ""),
+    ({"capo/confidence": 1.0, "capo/noise_rate": 0.04}, ""),  # at a small rate every pair is trusted from the start
+    ({"rewards/chosen": -10.0, "rewards/rejected": -21.0}, ""),  # the rejected ones fall much faster
+    (dict.fromkeys(SOUND, math.nan), ""),
 ]
 
 
 @pytest.mark.parametrize(("changes", "text"), SIGNS)
 def test_each_sign_has_its_threshold(changes, text):
-    (sign,) = warning_signs(SOUND | changes)
-    assert text in sign
-
-
-@pytest.mark.parametrize("changes", NEARLY, ids=str)
-def test_nothing_else_is_a_sign(changes):
-    assert list(warning_signs(SOUND | changes)) == []
+    signs = list(warning_signs(SOUND | changes))
+    assert len(signs) == bool(text)
+    assert text in "".join(signs)
 
 
 def test_a_reference_that_prefers_the_chosen_answers_is_warned_about_once(make_args, model_dir, pairs, caplog):

@@ -5,25 +5,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from conftest import byte_tokenizer, make_pairs
+from conftest import byte_tokenizer
 from datasets import Dataset
+from pair_oracle import make_pool
 from transformers import AutoModelForCausalLM
 
 from trl_capo.evaluate.command import EvaluateArguments, evaluate
 
 BETA = 0.4
 END = byte_tokenizer().eos_token_id
-
-
-def make_pool(count: int = 24) -> Dataset:
-    """Pairs with margins of both signs in each language (every other one is flipped), some with a long prompt."""
-
-    def change(row, index):
-        sides = ("rejected", "chosen") if index % 2 else ("chosen", "rejected")
-        prompt = row["prompt"] + " please" * 3 * (index % 7 == 0)
-        return {"prompt": prompt, "chosen": row[sides[0]], "rejected": row[sides[1]]}
-
-    return make_pairs(count).map(change, with_indices=True)
 
 
 def load(folder, **options):

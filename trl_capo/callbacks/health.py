@@ -61,18 +61,16 @@ class StopOnNonFinite(PairCallback):
     def on_train_end(self, args, state, control, model, **kwargs) -> None:
         trained = (weights.detach() for weights in model.parameters() if weights.requires_grad)
         if _on_any_process(~(part.to_local() if isinstance(part, DTensor) else part).isfinite() for part in trained):
-            raise NonFiniteLoss(
-                f"step {state.global_step}: the trained weights are not finite and are not saved, because a gradient "
-                "was not. Lower the learning rate or max_grad_norm, or warm up for longer."
-            )
+            problem = "the trained weights are not finite and are not saved, because a gradient was not"
+            raise NonFiniteLoss(f"step {state.global_step}: {problem}. Lower the learning rate or max_grad_norm.")
 
 
 def non_finite(batch: PairBatch) -> Tensor:
     """(B, 3) bool: whether the policy's or reference's log-probs, or else the loss, are not finite."""
     policy = ~(batch.chosen_logps + batch.rejected_logps).isfinite()
     reference = ~(batch.ref_chosen_logps + batch.ref_rejected_logps).isfinite()
-    rewards = ~batch.rho.isfinite()
-    loss = torch.where(rewards.any(), rewards, ~batch.loss.isfinite()) & ~policy & ~reference
+    finite = batch.rho.isfinite()
+    loss = torch.where(finite.all(), ~batch.loss.isfinite(), ~finite) & ~policy & ~reference
     return torch.stack([policy, reference, loss], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Log every pair of every training step to Parquet files, for `trl-capo audit`; docs/audit.md describes the columns."""
+"""Log every pair of every training step to Parquet files, whose columns docs/audit.md describes."""
 
 import json
 import os
@@ -25,9 +25,8 @@ INFO = "log.json"
 SHARDS = "steps-*.parquet"  # the first and the last step
 MEASURES = ("relative_reward", "confidence", "scale", "noise_rate", "group_noise_rate")
 MEASURES += ("chosen_logps", "rejected_logps", "reference_margin")
-_KEYS = [("step", pa.int32()), ("epoch", pa.int16()), ("pair", pa.int64())]
-_GROUP = ("group", pa.dictionary(pa.int32(), pa.string()))
-SCHEMA = pa.schema([*_KEYS, _GROUP, *((name, pa.float32()) for name in MEASURES)])
+_KEYS = {"step": pa.int32(), "epoch": pa.int16(), "pair": pa.int64(), "group": pa.dictionary(pa.int32(), pa.string())}
+SCHEMA = pa.schema(_KEYS | dict.fromkeys(MEASURES, pa.float32()))
 BUFFERED_PAIRS = 8192  # rows that wait on each process, about; one takes about 50 bytes of device memory
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -35,13 +36,8 @@ class CheckpointOnSigterm(TrainerCallback):
         if reduce(received, "sum").item() and state.global_step + 1 < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
             args.save_only_model, args.save_total_limit = False, None
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        control.should_evaluate &= not self.stopped  # the result would decide on saving with `save_strategy: best`
-
-    def on_epoch_end(self, args, state, control, **kwargs) -> None:
-        control.should_evaluate &= not self.stopped
-        control.should_save &= not self.stopped  # the step is saved already
+            # The end of an epoch must not save again, and `save_strategy: best` not wait for a better evaluation.
+            args.save_strategy = args.eval_strategy = "no"
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         signal.signal(signal.SIGTERM, self._previous_handler or signal.SIG_DFL)
@@ -53,17 +49,12 @@ class CheckpointOnSigterm(TrainerCallback):
 
 
 def last_complete_checkpoint(output_dir: str) -> str | None:
-    """Return the last checkpoint from which training can resume, or None; pass over interrupted ones with a warning.
-
-    Transformers writes `trainer_state.json` last. Checkpoints of `save_only_model` have no random number state.
-    """
+    """Return the last checkpoint from which training can resume, or None; warn of interrupted ones."""
     for folder in reversed(sort_checkpoints(output_dir)):
-        try:
-            TrainerState.load_from_json(str(Path(folder, TRAINER_STATE_NAME)))
-            if any(Path(folder).glob("rng_state*")):
+        with suppress(OSError, ValueError, TypeError):
+            TrainerState.load_from_json(str(Path(folder, TRAINER_STATE_NAME)))  # which Transformers writes last
+            if any(Path(folder).glob("rng_state*")):  # `save_only_model` saves none
                 return folder
-        except (OSError, ValueError, TypeError):
-            pass
         if os.environ.get("RANK", "0") == "0":
             logger.warning(f"{folder} is not a complete checkpoint and is passed over.")
     return None

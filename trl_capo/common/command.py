@@ -64,6 +64,14 @@ def run(prog: str, function: Callable[..., int | None], *args: Any) -> int:
         return 2
 
 
+def model_problem(name: str | None, error: Exception) -> str:
+    """Say on one line why a model cannot be loaded; errors of the hub about missing folders do not mention folders."""
+    path = str(name)
+    if (path.startswith((".", "/", "~")) or path.count("/") > 1) and not os.path.isdir(path):
+        return "there is no such folder, and no such model on the hub"
+    return " ".join(str(error).split())
+
+
 def processes() -> Any:
     """Return the PartialState of this group of processes, which on CPUs needs `cpu=True` to find the others."""
     import torch

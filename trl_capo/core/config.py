@@ -18,16 +18,16 @@ class CAPOConfig(DPOConfig):
 
     Parameters:
         noise_rate (`float` or `"auto"`, *optional*, defaults to `"auto"`):
-            Share of the preference labels that are flipped, in [0, 0.5]. `0` is DPO, to the bit (with dropout, up to
-            the order of random numbers). `0.5` trusts a label exactly as far as the model agrees with it. `"auto"`
+            Share of the preference labels that are flipped, in [0, 0.5]. `0` is DPO, bit for bit (with dropout, up
+            to the order of random numbers). `0.5` trusts a label exactly as far as the model agrees with it. `"auto"`
             estimates the rate of every group while training, in the first epoch (docs/method.md).
         use_reference_margin (`bool`, *optional*, defaults to `False`):
-            With `"auto"`, also use the reference model's margin as evidence on which labels are likely wrong. This can
-            win much at high noise rates, and can do harm in languages in which the reference prefers answers in
-            another language or was trained on these pairs. A reference that follows the policy is never used.
+            With `"auto"`, also use the reference model's margin as evidence about which labels are wrong. This can
+            help a lot at high noise rates, but does harm if the reference prefers answers in another language or was
+            trained on these pairs. A reference that follows the policy (`sync_ref_model`) is never used.
         confidence_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature tau > 0 of the confidence, in units of reward. `1` is the Bradley-Terry model that DPO assumes,
-            smaller values give up contradicted pairs sooner, and a large value gives every pair the scale 1.
+            smaller values give up on contradicted pairs sooner, and a large one gives every pair the scale 1.
         group_column (`str`, *optional*, defaults to `"auto"`):
             Column that names each pair's group, by which noise rates and rewards are reported. `"auto"` is `language`
             if the data have that column; `None` (`none` in YAML) turns groups off.
@@ -66,7 +66,7 @@ class CAPOConfig(DPOConfig):
 
     @property
     def asks_reference(self) -> bool:
-        """Whether the reference's margin is evidence on labels."""
+        """Whether the reference's margin is evidence about labels."""
         return self.noise_rate == "auto" and self.use_reference_margin and not self.sync_ref_model
 
 

@@ -1,7 +1,7 @@
 """The CAPO loss as pure functions of tensors.
 
 Confidence-Aware Preference Optimization (Pokharel, Tao & Agrawal, Findings of IJCNLP-AACL 2025, arXiv 2511.07691)
-scales DPO's pair loss by the confidence that the pair's relative reward gives. The form of the confidence is this
+scales DPO's pair loss by a confidence derived from the pair's relative reward. The form of the confidence is this
 project's own; docs/method.md defines it and numbers the equations that are cited below. (B,) is one value per pair,
 a log-ratio is log pi(y|x) - log pi_ref(y|x) in nats, and everything is computed in float32.
 """
@@ -110,8 +110,8 @@ def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, tem
         raise ValueError(f"noise_rate={noise_rate} must lie in [0, 0.5]: it is the share of flipped labels")
     rho = relative_reward.detach().float()
     e = torch.as_tensor(noise_rate, dtype=torch.float32, device=rho.device)
-    # Bayes' rule in log-odds: the label's are the prior's plus the model's. At e = 0 the prior's are infinite, which
-    # makes c exactly 1 as long as the model's are finite.
+    # Bayes' rule in log-odds: those of c are the sum of the prior's and the model's. At e = 0 the prior's log-odds are
+    # infinite, which makes c exactly 1 as long as the model's are finite.
     log_odds = (rho / temperature).clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)
     confidence = torch.sigmoid(torch.log1p(-e) - torch.log(e) + log_odds)
     return confidence / (1.0 - e)

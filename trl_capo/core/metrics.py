@@ -1,6 +1,6 @@
 """Per-pair values of a batch, the callback that receives them, and the exact means that are logged.
 
-Every pair counts once in a mean, however the pairs are cut into micro-batches, steps and processes.
+The means are over pairs, however these are split into micro-batches, steps and processes.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class PairBatch:
     loss: Tensor  # scalar, of the micro-batch
 
     def values(self) -> Tensor:
-        """Return (B, len(VALUES)) the values that are averaged; without weights theirs are NaN."""
+        """Return the (B, len(VALUES)) values that are averaged; the weights are NaN if the data have none."""
         chosen = self.beta * (self.chosen_logps - self.ref_chosen_logps)
         rejected = self.beta * (self.rejected_logps - self.ref_rejected_logps)
         rewards = [chosen, rejected, chosen > rejected, chosen - rejected]
@@ -50,7 +50,7 @@ class PairBatch:
 
 
 class PairCallback(TrainerCallback):
-    """A callback that also receives every micro-batch's pairs. Pass it to CAPOTrainer as any other callback."""
+    """A callback that also receives every micro-batch's pairs. Pass it to CAPOTrainer like any other callback."""
 
     def on_pairs(self, args, state, control, batch: PairBatch, **kwargs) -> None:
         """Called after the loss of each micro-batch, in training and evaluation, with `model` and `train_dataset`."""
@@ -70,10 +70,10 @@ class PairMetrics:
         self._group_names = batch.group_names
 
     def take(self) -> dict[str, float]:
-        """Return the means over all pairs since the last call, and forget them. All processes call it together.
+        """Return the means over all pairs since the last call, and forget these pairs. All processes call it together.
 
         Besides VALUES there are `capo/scale_min` and `_max`, and for every group `rewards/accuracies/<group>` and
-        `rewards/margins/<group>`, with the accuracies' `macro` mean and `worst` over the groups.
+        `rewards/margins/<group>`, and the `macro` mean and the `worst` of the groups' accuracies.
         """
         if not self._rows:
             return {}
@@ -103,7 +103,7 @@ class PairMetrics:
 
 
 def _is_first(numbers: Tensor) -> Tensor:
-    """(N,) whether each number occurs for the first time: samplers repeat pairs to fill up the last batch."""
+    """Return (N,) whether each number occurs for the first time: samplers repeat pairs to fill up the last batch."""
     ordered, order = torch.sort(numbers, stable=True)
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]

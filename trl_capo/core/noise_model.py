@@ -2,12 +2,12 @@
 
 A label agrees with the model with probability e + (1 - 2e) sigmoid(rho / t) if a share e of the labels is flipped
 (docs/method.md, eq. 6). On pairs that the model has not learned from yet, the likelihood of this curve identifies e:
-flipped labels disagree however sure the model is, hard pairs disagree only where it is unsure. A model becomes surer
+flipped labels disagree however sure the model is; hard pairs disagree only where it is unsure. A model becomes surer
 as it learns, so every window of pairs has a temperature t of its own, which is averaged out. The slope a of the
 reference's margin says how much that margin is worth in a group, and in which direction (eq. 8).
 
 Log-likelihoods are sums over pairs on a fixed grid of (E,) noise rates, (T,) temperatures and (A,) slopes.
-(1 + G, ...) holds all pairs first and then every group.
+The rows of a (1 + G, ...) tensor stand for all pairs together and then for every group.
 """
 
 import torch
@@ -97,7 +97,7 @@ def standardised_margin(margin: Tensor, tokens: Tensor) -> Tensor:
 
     Args:
         margin: (B,) log pi_ref(chosen) - log pi_ref(rejected) in nats; a value that is not finite gives 0.
-        tokens: (B,) tokens of both completions together. A sum of that many terms grows with their square root.
+        tokens: (B,) tokens of both completions together. A sum over tokens grows with the root of their number.
     """
     margin = torch.where(margin.isfinite(), margin.float(), 0.0)
     return torch.asinh(margin / tokens.clamp(min=1).sqrt())
@@ -144,7 +144,7 @@ def margin_log_odds(margin: Tensor, log_odds: Tensor, slope_posterior: Tensor, s
         margin, log_odds: as in `margin_log_likelihood`.
         slope_posterior: (B, A) probabilities of the slopes, (A,), in each pair's group.
     """
-    # Only the change is summed over the grid: the sum's rounding would otherwise move pairs without a margin.
+    # Only the change is summed over the grid: summing the belief itself would round it for pairs without a margin.
     before = torch.sigmoid(log_odds)
     change = (slope_posterior * (_belief_by_slope(margin, log_odds, slopes) - before[:, None])).sum(dim=1)
     return torch.logit(before + change, eps=BELIEF_MARGIN)

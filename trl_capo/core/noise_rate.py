@@ -22,8 +22,8 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
     """Estimates the noise rate of all pairs, of every group and of every pair while a model trains.
 
     The fits (docs/method.md, eq. 6 and 8) use every pair once, with the relative reward that it has before the model
-    learns from it, and are frozen from the second epoch on. The model's first view of each pair is stored, because a
-    later view has seen the label (eq. 7). Rates change between optimiser steps only, and are alike on all processes.
+    learns from it, and are frozen from the second epoch on. The model's first view of each pair is stored, because
+    later the model has seen the label (eq. 7). Rates change between optimiser steps only, equally on all processes.
 
     Args:
         group_names: the groups, in the order of the group numbers.
@@ -92,7 +92,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         return pair_rates, (1.0 - 2.0 * pair_rates) / (1.0 - 2.0 * rates).clamp(min=MIN_INFORMATIVENESS)
 
     def add(self, rho: Tensor, groups: Tensor, pairs: Tensor | None, margin: Tensor) -> None:
-        """Add a micro-batch of a training step: (B,) relative rewards (not finite: no information), and the rest."""
+        """Add a micro-batch of a training step; (B,) relative rewards that are not finite carry no information."""
         if self._in_first_epoch:
             numbers = torch.stack([groups, torch.full_like(groups, -1) if pairs is None else pairs], dim=1)
             self._step.append((numbers, torch.stack([rho.detach().float(), margin], dim=1)))
@@ -123,7 +123,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
             self._first_log_odds[pairs[new]] = first[new].to(self._first_log_odds.dtype)
         self.noise_rates, loglik, posterior = self._fit_rates()
         self._slope_posterior = self._fit_slopes()
-        ends = self._window_pairs >= WINDOW_PAIRS  # a tensor, so that no GPU has to be waited for
+        ends = self._window_pairs >= WINDOW_PAIRS  # a tensor, so that the CPU need not wait for a GPU
         self._carried_loglik = torch.where(ends, loglik, self._carried_loglik)
         self._temperature_posterior = torch.where(ends, posterior, self._temperature_posterior)
         self._window_loglik = torch.where(ends, 0.0, self._window_loglik)

@@ -1,8 +1,8 @@
 """CAPOTrainer: TRL's DPOTrainer with a confidence-scaled loss and exact metrics per group.
 
-DPOTrainer computes its loss without a per-pair hook, so that code is left alone and its result corrected: the
-reference log-probs are computed first and handed over as if they were precomputed, the policy's output is recorded on
-its way through, and `weight * mean(capo_losses - dpo_losses)` is added to the loss. A step takes one forward pass of
+DPOTrainer computes its loss without a per-pair hook, so its code is left alone and its result is corrected: the
+reference log-probs are computed first and handed over as if they were precomputed, the policy's output is recorded as
+it passes through, and `weight * mean(capo_losses - dpo_losses)` is added to the loss. A step takes one forward pass of
 the policy and one of the reference, as in DPO. tests/core/test_trl_contract.py checks what is assumed of TRL.
 """
 
@@ -36,11 +36,11 @@ class CAPOTrainer(DPOTrainer):
       the column `weight`, 1 if the data do not have it. Other terms and the MoE auxiliary loss are unchanged.
     - Training logs also hold `capo/*` and, by group, `capo/noise_rate/<group>`, `rewards/accuracies/<group>` and
       `rewards/margins/<group>`; docs/metrics.md lists them.
-    - Evaluation metrics are means over pairs: every pair counts once, on any batch size and number of processes, where
-      TRL averages the means of batches. Each key carries the name of its data set.
-    - Callbacks that are a `PairCallback` receive every micro-batch.
+    - Evaluation metrics are means over pairs: every pair counts once, for any batch size and number of processes,
+      whereas TRL averages the means of batches. Each key carries the name of its data set.
+    - Callbacks that subclass `PairCallback` receive every micro-batch.
     - Data sets get the columns `capo_pair` and `capo_group`, and checkpoints hold the noise-rate estimate.
-    - `args` that are no `CAPOConfig` raise TypeError; groups or weights that cannot be used raise ValueError.
+    - `args` that are not a `CAPOConfig` raise TypeError; groups or weights that cannot be used raise ValueError.
     """
 
     _tag_names = ["trl", "capo"]
@@ -102,7 +102,7 @@ class CAPOTrainer(DPOTrainer):
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
         policy = _RecordOutput(model)
-        # DPOTrainer takes the reference log-probs from the batch.
+        # With this flag, DPOTrainer takes the reference log-probs from the batch.
         precomputed, self.precompute_ref_logps = self.precompute_ref_logps, True
         try:
             result = super().compute_loss(policy, inputs, return_outputs, num_items_in_batch)
@@ -140,7 +140,7 @@ class CAPOTrainer(DPOTrainer):
         return dpo_loss + self._capo_sigmoid_weight * (losses + F.logsigmoid(rho)).mean()
 
     def _capo_noise_rates(self, groups: Tensor, pairs: Tensor | None, margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each pair's noise rate, its group's rate and its label weight, (B,) each."""
+        """Return each pair's noise rate, its group's rate and its label weight, (B,) each."""
         estimator = self.noise_rate_estimator
         if estimator is None:
             rate = torch.full_like(margin, self.args.noise_rate)
@@ -198,7 +198,7 @@ class CAPOTrainer(DPOTrainer):
     ):
         self._capo_evaluation = PairMetrics(self.accelerator)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        # DPOTrainer would log its means of batch means later, under `eval_` whatever the data set's name is.
+        # DPOTrainer would log its means of batch means later, under `eval_`, whatever the data set's name is.
         metrics = {key: sum(values) / len(values) for key, values in self._metrics["eval"].items()}
         self._metrics["eval"].clear()
         metrics |= self._capo_evaluation.take()

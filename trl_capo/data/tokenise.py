@@ -18,8 +18,7 @@ from trl_capo.common.text import first_few, one_line
 
 ALL_PAIRS = "all pairs"
 SHOWN_GROUPS = 24
-CUT_SHARE = 0.01
-"""A warning names the groups that lose tokens in at least this share of their pairs."""
+CUT_SHARE = 0.01  # a warning names the groups that lose tokens in at least this share of their pairs
 
 
 @dataclass(frozen=True)

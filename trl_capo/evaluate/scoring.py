@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import find_adapter_config_file
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_capo.common.command import processes
+from trl_capo.common.command import model_problem, processes
 from trl_capo.common.text import first_few
 from trl_capo.data.tokenise import TokenisedPair
 
@@ -38,18 +38,17 @@ class ModelSource:
 
 def resolve_model(name: str, option: str, trust_remote_code: bool = False) -> ModelSource:
     """Find the model or adapter that `option` names, and load its tokenizer; raise ValueError if there is none."""
-    given = f"{option}={name!r}"
+    given, base, adapter = f"{option}={name!r}", name, None
     try:
-        adapter = None
         if find_adapter_config_file(name):
             adapter = name if Path(name).is_dir() else snapshot_download(name, allow_patterns=_ADAPTER_FILES)
-        base = name if adapter is None else PeftConfig.from_pretrained(adapter).base_model_name_or_path
+            base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
         given += "" if base == name else f", whose base is {base!r},"
         AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
         folder = adapter if adapter and (Path(adapter) / "tokenizer_config.json").is_file() else base
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{given} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{given} cannot be used: {model_problem(base, error)}") from error
     return ModelSource(name, base, adapter, tokenizer)
 
 

@@ -1,7 +1,4 @@
-"""`trl-capo train`: what each process of a training does, with the arguments and YAML files of `trl dpo`.
-
-`trl-capo train` starts it through `accelerate launch`, and so does `accelerate launch scripts/train_capo.py`.
-"""
+"""`trl-capo train`: what each process of a training does, with the arguments and YAML files of `trl dpo`."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +15,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_con
 from trl_capo.callbacks.health import NonFiniteLoss, StopOnNonFinite, TrainingHealth
 from trl_capo.callbacks.pair_log import PairLog
 from trl_capo.callbacks.preemption import CheckpointOnSigterm, last_complete_checkpoint
-from trl_capo.common.command import parse_with_rest, processes, run
+from trl_capo.common.command import model_problem, parse_with_rest, processes, run
 from trl_capo.core.config import CAPOConfig
 from trl_capo.core.trainer import CAPOTrainer
 from trl_capo.data.load import check_pairs, load_mixture, load_pairs, select_split
@@ -45,85 +42,9 @@ ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one process of a training; return 0, 1 (values are not finite), 2 (mistake of the user) or 143 (SIGTERM)."""
     prepared: list[Any] = []
-    code = run(PROG, _prepare, sys.argv[1:] if argv is None else argv, prepared)
-    return code or _train(*prepared)
-
-
-def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
-    """Parse the options, load and check the data, and append the trainer, its SIGTERM callback and the data's name."""
-    parsed, _ = parse_with_rest(argv, ARGUMENT_TYPES, PROG, USAGE)
-    script_args, args, model_args, dataset_args, noise_args, own_args = parsed
-    if own_args.dry_run:
-        raise ValueError("dry_run: give it as an option on the command line, `trl-capo train --dry_run`.")
-    hub = {"revision": model_args.model_revision, "trust_remote_code": args.trust_remote_code}
-    try:
-        AutoConfig.from_pretrained(model_args.model_name_or_path, **hub)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model_name_or_path={model_args.model_name_or_path!r}: {reason}") from error
-    args.resume_from_checkpoint = _find_checkpoint(args)
-    train_dataset, eval_dataset = load_data(script_args, args, dataset_args, noise_args)
-    if processes().is_local_main_process:
-        warnings = check_pairs(train_dataset, "train_dataset")
-        warnings += check_pairs(eval_dataset, "eval_dataset") if eval_dataset is not None else []
-        for warning in warnings:
-            logger.warning(warning)
-    processes().wait_for_everyone()
-    callbacks = [CheckpointOnSigterm(), StopOnNonFinite(), TrainingHealth()]
-    if (pair_log := str(own_args.pair_log)).lower() not in ("none", "false"):
-        folder = Path(args.output_dir, "pair_log") if pair_log.lower() == "true" else pair_log
-        names = {key: getattr(script_args, key) for key in ("dataset_name", "dataset_config", "dataset_train_split")}
-        source = None if dataset_args.datasets else names | {"group_column": args.group_column} | asdict(noise_args)
-        callbacks.append(PairLog(folder, source))
-        callbacks[-1].check(train_dataset)
-    loading = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype, **hub}
-    args.model_init_kwargs = loading | (args.model_init_kwargs or {})
-    data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
-    peft = {"quantization_config": get_quantization_config(model_args), "peft_config": get_peft_config(model_args)}
-    trainer = CAPOTrainer(model_args.model_name_or_path, args=args, callbacks=callbacks, **data, **peft)
-    if script_args.ignore_bias_buffers:
-        buffers = trainer.model.named_buffers()
-        trainer.model._ddp_params_and_buffers_to_ignore = [name for name, part in buffers if part.dtype == torch.bool]
-    prepared += [trainer, callbacks[0], script_args.dataset_name]
-
-
-def _find_checkpoint(args: CAPOConfig) -> str | None:
-    """Resolve `resume_from_checkpoint`, of which `true` stands for the last complete checkpoint, if there is one."""
-    name = str(args.resume_from_checkpoint)
-    if name.lower() in ("none", "false"):
-        return None
-    if name.lower() == "true":
-        return last_complete_checkpoint(args.output_dir)
-    if not Path(name, TRAINER_STATE_NAME).is_file():
-        raise ValueError(f"resume_from_checkpoint={name!r} is no checkpoint. `true` finds the last complete one.")
-    return name
-
-
-def load_data(
-    script_args: ScriptArguments, args: CAPOConfig, dataset_args: DatasetMixtureConfig, noise_args: NoiseArguments
-) -> tuple[Any, Any]:
-    """Load the data to train on, with the noise to inject, and those to evaluate on (None without evaluation)."""
-    if dataset_args.datasets:
-        splits = load_mixture(dataset_args, args.seed)
-    elif script_args.dataset_name:
-        options = {"config": script_args.dataset_config, "streaming": script_args.dataset_streaming}
-        splits = load_pairs(script_args.dataset_name, **options)
-    else:
-        raise ValueError("dataset_name is missing: give a hub name, a folder or a file, or a mixture in `datasets`.")
-    train_dataset, eval_dataset = select_split(splits, script_args.dataset_train_split, "dataset_train_split"), None
-    if args.eval_strategy != "no":
-        eval_dataset = select_split(splits, script_args.dataset_test_split, "dataset_test_split")
-    if noise_args.inject_noise is not None:
-        options = {"seed": noise_args.inject_seed, "score_column": noise_args.inject_score_column}
-        options |= {"group_column": args.group_column}
-        train_dataset = inject_noise(train_dataset, noise_args.inject_noise, noise_args.inject_rate, **options)
-        noisy = sum(train_dataset[IS_NOISY])
-        logger.warning(f"inject_noise changed {noisy:,} of {len(train_dataset):,} training pairs.")
-    return train_dataset, eval_dataset
-
-
-def _train(trainer: CAPOTrainer, sigterm: CheckpointOnSigterm, dataset_name: str | None) -> int:
-    """Train, save the model and push it to the hub if asked to; return the exit code."""
+    if run(PROG, _prepare, sys.argv[1:] if argv is None else argv, prepared):
+        return 2
+    trainer, sigterm, dataset_name = prepared
     try:
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     except NonFiniteLoss as error:
@@ -138,6 +59,72 @@ def _train(trainer: CAPOTrainer, sigterm: CheckpointOnSigterm, dataset_name: str
         trainer.push_to_hub(dataset_name=dataset_name)
     trainer.end()
     return 0
+
+
+def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
+    """Parse the options, load and check the data, and append the trainer, its SIGTERM callback and the data's name."""
+    parsed, _ = parse_with_rest(argv, ARGUMENT_TYPES, PROG, USAGE)
+    script_args, args, model_args, dataset_args, noise_args, own_args = parsed
+    if own_args.dry_run:
+        raise ValueError("dry_run: give it as an option on the command line, `trl-capo train --dry_run`.")
+    hub = {"revision": model_args.model_revision, "trust_remote_code": args.trust_remote_code}
+    try:
+        AutoConfig.from_pretrained(model_args.model_name_or_path, **hub)
+    except (OSError, ValueError) as error:
+        reason = model_problem(model_args.model_name_or_path, error)
+        raise ValueError(f"model_name_or_path={model_args.model_name_or_path!r}: {reason}") from error
+    args.resume_from_checkpoint = _find_checkpoint(args)
+    train_dataset, eval_dataset = load_data(script_args, args, dataset_args, noise_args)
+    data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    for name in data if processes().is_local_main_process else ():
+        for warning in check_pairs(data[name], name) if data[name] is not None else ():
+            logger.warning(warning)
+    processes().wait_for_everyone()
+    callbacks = [CheckpointOnSigterm(), StopOnNonFinite(), TrainingHealth()]
+    if (pair_log := str(own_args.pair_log)).lower() not in ("none", "false"):
+        folder = Path(args.output_dir, "pair_log") if pair_log.lower() == "true" else pair_log
+        names = {key: getattr(script_args, key) for key in ("dataset_name", "dataset_config", "dataset_train_split")}
+        source = None if dataset_args.datasets else names | {"group_column": args.group_column} | asdict(noise_args)
+        callbacks.append(PairLog(folder, source))
+        callbacks[-1].check(train_dataset)
+    loading = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype, **hub}
+    args.model_init_kwargs = loading | (args.model_init_kwargs or {})
+    peft = {"quantization_config": get_quantization_config(model_args), "peft_config": get_peft_config(model_args)}
+    trainer = CAPOTrainer(model_args.model_name_or_path, args=args, callbacks=callbacks, **data, **peft)
+    if script_args.ignore_bias_buffers:
+        buffers = trainer.model.named_buffers()
+        trainer.model._ddp_params_and_buffers_to_ignore = [name for name, part in buffers if part.dtype == torch.bool]
+    prepared += [trainer, callbacks[0], script_args.dataset_name]
+
+
+def _find_checkpoint(args: CAPOConfig) -> str | None:
+    """Resolve `resume_from_checkpoint`; `true` stands for the last complete checkpoint, if there is one."""
+    name = str(args.resume_from_checkpoint)
+    if name.lower() in ("none", "false", "true"):
+        return last_complete_checkpoint(args.output_dir) if name.lower() == "true" else None
+    if not Path(name, TRAINER_STATE_NAME).is_file():
+        raise ValueError(f"resume_from_checkpoint={name!r} is no checkpoint. `true` finds the last complete one.")
+    return name
+
+
+def load_data(data: ScriptArguments, args: CAPOConfig, mixture: DatasetMixtureConfig, noise: NoiseArguments) -> tuple:
+    """Load the data to train on, with the noise to inject, and those to evaluate on (None without evaluation)."""
+    if mixture.datasets:
+        splits = load_mixture(mixture, args.seed)
+    elif data.dataset_name:
+        splits = load_pairs(data.dataset_name, config=data.dataset_config, streaming=data.dataset_streaming)
+    else:
+        raise ValueError("dataset_name is missing: give a hub name, a folder or a file, or a mixture in `datasets`.")
+    train_dataset, eval_dataset = select_split(splits, data.dataset_train_split, "dataset_train_split"), None
+    if args.eval_strategy != "no":
+        eval_dataset = select_split(splits, data.dataset_test_split, "dataset_test_split")
+    if noise.inject_noise is not None:
+        options = {"seed": noise.inject_seed, "score_column": noise.inject_score_column}
+        options["group_column"] = args.group_column
+        train_dataset = inject_noise(train_dataset, noise.inject_noise, noise.inject_rate, **options)
+        noisy = sum(train_dataset[IS_NOISY])
+        logger.warning(f"inject_noise changed {noisy:,} of {len(train_dataset):,} training pairs.")
+    return train_dataset, eval_dataset
 
 
 if __name__ == "__main__":

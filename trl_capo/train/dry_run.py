@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer
 from trl import ModelConfig, get_peft_config
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
-from trl_capo.common.command import parse_with_rest, processes, run
+from trl_capo.common.command import model_problem, parse_with_rest, processes, run
 from trl_capo.common.text import count, escape, text_table
 from trl_capo.core.config import CAPOConfig
 from trl_capo.core.pairs import PairIndex, find_groups
@@ -59,7 +59,7 @@ def dry_run(argv: Sequence[str]) -> None:
     try:
         config, tokenizer = (part.from_pretrained(name, **hub) for part in (AutoConfig, AutoTokenizer))
     except OSError as error:
-        raise ValueError(f"model_name_or_path={name!r}: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"model_name_or_path={name!r}: {model_problem(name, error)}") from error
     lengths = measure_lengths(pairs, labels, tokenizer, name, args.max_length)
     _show("Tokens of prompt and longer completion", text_table(length_table(lengths, column or "group")).splitlines())
     drops = args.truncation_mode == "keep_start"
