@@ -98,3 +98,9 @@ def test_a_group_column_that_a_stream_cannot_have_is_refused(pairs, make_args):
     args = make_args(group_column="nosuch")
     with pytest.raises(ValueError, match="group_column='nosuch': "):
         CAPOTrainer("no/such-model", args=args, train_dataset=pairs.to_iterable_dataset())
+
+
+def test_groups_of_evaluation_data_alone_have_no_noise_rate(model_dir, pairs, make_args):
+    other = pairs.select(range(2)).remove_columns("language").add_column("language", ["xx", "xx"])
+    trainer = CAPOTrainer(model_dir, args=make_args(), train_dataset=pairs, eval_dataset=other)
+    assert set(trainer.noise_rate_estimator.by_group()) == set(pairs["language"])

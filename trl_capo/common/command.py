@@ -67,7 +67,7 @@ def run(prog: str, function: Callable[..., int | None], *args: Any) -> int:
 def model_problem(name: str | None, error: Exception) -> str:
     """Say on one line why a model cannot be loaded; errors of the hub about missing folders do not mention folders."""
     path = str(name)
-    if (path.startswith((".", "/", "~")) or path.count("/") > 1) and not os.path.isdir(path):
+    if name is None or ((path.startswith((".", "/", "~")) or path.count("/") > 1) and not os.path.isdir(path)):
         return "there is no such folder, and no such model on the hub"
     return " ".join(str(error).split())
 

@@ -1,5 +1,6 @@
 """Set up Matplotlib figures whose labels may be in any script (extra `report`)."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +38,9 @@ def add_legend(figure: Any, loc: str = "outside upper center", **options: Any) -
 
 def save(figure: Any, path: Path) -> str:
     """Write the figure as PNG and return the file's name."""
-    figure.savefig(path, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # no installed font has it; a box is drawn
+        figure.savefig(path, format="png")
     return path.name
 
 

@@ -8,8 +8,7 @@ from trl import DPOConfig
 
 from trl_capo.core.pairs import parse_group_column
 
-_SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
-"""TRL's losses that use `label_smoothing`."""
+_SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}  # TRL's losses that use `label_smoothing`
 
 
 @dataclass

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_LOG_ODDS = 1e30
-"""Bound of rho / temperature, far beyond the point where a sigmoid saturates in float32."""
+MAX_LOG_ODDS = 1e30  # bound of rho / temperature, far beyond where a sigmoid saturates in float32
 
 
 def _check_shapes(*tensors: Tensor) -> None:

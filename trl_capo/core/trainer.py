@@ -78,13 +78,14 @@ class CAPOTrainer(DPOTrainer):
         self._capo_sigmoid_weight = sigmoid_weight(args)
         self._capo_index = PairIndex(args.group_column)
         train_dataset = self._capo_index.add_columns(train_dataset, "train_dataset")
+        groups = list(self._capo_index.group_names)  # without those of evaluation data alone
         eval_dataset = self._capo_index.add_columns(eval_dataset, "eval_dataset")
         self._capo_train_dataset = train_dataset  # as given, before DPOTrainer tokenises and drops rows
         pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
         super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *rest, **kwargs)
         self.data_collator = PairCollator(self.data_collator)
         if args.noise_rate == "auto":
-            self.add_callback(NoiseRateEstimator(self._capo_index.group_names, pairs))
+            self.add_callback(NoiseRateEstimator(groups, pairs))
         self._capo_window, self._capo_evaluation = PairMetrics(self.accelerator), PairMetrics(self.accelerator)
         self._capo_agrees_with_trl = False
 

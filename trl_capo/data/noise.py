@@ -172,6 +172,8 @@ class NoiseArguments:
     inject_score_column: str | None = field(default=None, metadata={"help": f"Noise: {_SCORES}."})
 
     def __post_init__(self) -> None:
+        if self.inject_noise not in (None, *KINDS):
+            raise ValueError(f"inject_noise={self.inject_noise!r}: choose one of {', '.join(KINDS)}.")
         if self.inject_noise is not None:
             self.inject_rate = check_rate(self.inject_rate, "inject_rate")
         elif (self.inject_rate, self.inject_seed, self.inject_score_column) != (None, 0, None):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from accelerate.logging import get_logger
@@ -41,7 +41,7 @@ class EvaluateArguments:
     beta: float = HfArg(default=0.1, help="Units of reward per nat, as in training; scales only the margins.")
     per_device_eval_batch_size: int = HfArg(default=8, help="Pairs per batch.")
     max_length: int | None = HfArg(default=1024, help="Longer sequences are cut at the end, in tokens.")
-    dtype: str = HfArg(default="auto", help="auto (the checkpoint's), bfloat16, float16 or float32.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = HfArg(default="auto", help="auto: the checkpoint's.")
     load_in_4bit: bool = HfArg(default=False, help="Load models in 4 bits (bitsandbytes NF4).")
     trust_remote_code: bool = HfArg(default=False, help="Run the code of models on the hub.")
     output_dir: str | None = HfArg(default=None, help="Folder for metrics.json, report.md and the plots.")

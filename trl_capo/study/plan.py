@@ -12,8 +12,7 @@ from trl_capo.core.pairs import parse_group_column
 from trl_capo.study.methods import METHODS
 
 RESULT = "result.json"
-MethodBudget = tuple[str, float]
-"""A method and its number of epochs; each of them has its own learning rate."""
+MethodBudget = tuple[str, float]  # a method and its number of epochs; each pair has a learning rate of its own
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class Run:
         return name.replace("/", "_")
 
 
-CACHE_RUN = Run("dpo", "none", 0, 0, 0.0)
-"""A run of no epochs, which fills the caches that the other runs share."""
+CACHE_RUN = Run("dpo", "none", 0, 0, 0.0)  # a run of no epochs, which fills the caches that the other runs share
 
 
 @dataclass

@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-ROW_LENGTH = 128
-"""Tokens per packed row if no pair is longer: attention grows with its square, and shorter rows have more padding."""
+ROW_LENGTH = 128  # tokens per packed row: attention grows with its square, and shorter rows have more padding
 
 
 class SequenceCache:
