@@ -58,10 +58,6 @@ class Estimate:
     low: float
     high: float
 
-    @property
-    def beyond_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 def percentile_estimate(value: float, draws: np.ndarray) -> Estimate:
     """Return a value with the percentile interval of its bootstrap draws, some of which may be infinite."""
