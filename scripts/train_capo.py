@@ -1,4 +1,4 @@
-"""One process of a CAPO training, for launchers: `accelerate launch scripts/train_capo.py --config configs/lora.yaml`.
+"""One process of a CAPO run, for launchers: `accelerate launch scripts/train_capo.py --config configs/lora.yaml`.
 
 It is `trl-capo train` without that command's own call of `accelerate launch`.
 """

@@ -159,7 +159,7 @@ def compare(runs: list[AuditedRun]) -> None:
         large = sizes.reindex(groups.index) >= min(MIN_PAIRS, sizes.max())
         groups["at first sight"] = errors["first_margin"].groups["mixture_rate"]
         groups = groups[large]
-        names = {"mixture": "mixture_rate", "the training's": "training_rate", "both, the audit's": "rate"}
+        names = {"mixture": "mixture_rate", "CAPO's": "training_rate", "both, the audit's": "rate"}
         for name, column in (names | {"mixture, first pass only": "at first sight"}).items():
             rated.setdefault(name, []).append(rate_errors(groups[column].to_numpy(), groups["true"].to_numpy()))
         covered += groups["true"].between(groups["low"], groups["high"]).tolist()

@@ -4,7 +4,7 @@
     python scripts/research/measure_recovery.py demo/study/audit/runs/no_reference-*-seed* --flip_above 0.5
 
 Run it where the study was run. For every run it audits the log, cleans the labels by the rules, and trains DPO with
-the study's model and options, unless the study's folder `recovery` holds that training already. It prints one line per
+the study's model and options, unless the study's folder `recovery` holds that run already. It prints one line per
 noise: reward accuracy on the test pairs in percent, the gain from cleaning in points, and the share of the loss that
 is recovered, if there is a loss beyond chance. 95 % intervals over seeds and test pairs are in brackets.
 """
@@ -50,7 +50,7 @@ def label_sets(found: AuditedRun, rules: CleanArguments) -> list[Dataset]:
 
 
 def train_dpo(labels: Dataset, found: AuditedRun, folder: Path, args: RecoveryArguments) -> Accuracy:
-    """Train on these labels, unless the folder already holds such a training."""
+    """Train on these labels, unless the folder already holds such a run."""
     shared = found.settings["shared"]
     settings = {"learning_rate": args.learning_rate, "epochs": args.epochs, "seed": found.settings["seed"]}
     settings |= {"options": {"method": "dpo"}, "inject": {"kind": "flip", "rate": 0.0}}
@@ -85,7 +85,7 @@ def train_all(folder: Path, found: AuditedRun, rules: CleanArguments, args: Reco
 
 
 def table_line(noise: str, runs: list[list[Accuracy]]) -> str:
-    """Return a line of the table, given the three trainings of every seed."""
+    """Return a line of the table, given the three runs of every seed."""
     bootstrap, seeds = TwoLevelBootstrap(runs[0][0][1]), list(range(len(runs)))
     ranked = [np.stack([trainings[place][0] for trainings in runs]).astype(float) for place in range(3)]
     draws = [bootstrap.draws(values, seeds) for values in ranked]

@@ -100,7 +100,7 @@ def test_a_new_training_replaces_the_log_of_its_data_and_no_other(model_dir, pai
     assert rows_of(log) == before
     args.max_steps = 2
     assert [row["step"] for row in train(model_dir, args, pairs, log)] == [1] * 4 + [2] * 4
-    assert caplog.text.count("Replacing the pair log of an earlier training on the same data") == 1
+    assert caplog.text.count("Replacing the pair log of an earlier run on the same data") == 1
 
 
 def test_the_log_says_which_data_it_is_about(model_dir, pairs, make_args, tmp_path):

@@ -32,7 +32,7 @@ class CAPOConfig(DPOConfig):
             if the data have that column; `None` (`none` in YAML) turns groups off.
 
     Raises:
-        ValueError: if an option is out of its range or meaningless in combination. One message names them all.
+        ValueError: if options are out of range or do not fit together. One message names them all.
     """
 
     # The `None` makes TRL's parser read the option as text, so that the command line accepts `auto`.

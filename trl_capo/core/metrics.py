@@ -19,7 +19,7 @@ VALUES += ("capo/noise_rate", "capo/confidence", "capo/scale", "capo/contradicte
 
 @dataclass
 class PairBatch:
-    """What is known about the pairs of a micro-batch. Tensors are detached, and of shape (B,) unless noted."""
+    """Per-pair values of a micro-batch. Tensors are detached, and of shape (B,) unless noted."""
 
     training: bool  # whether it belongs to a training step or to an evaluation
     pairs: Tensor | None  # row numbers in the data set; None for a stream
@@ -72,8 +72,8 @@ class PairMetrics:
     def take(self) -> dict[str, float]:
         """Return the means over all pairs since the last call, and forget these pairs. All processes call it together.
 
-        Besides VALUES there are `capo/scale_min` and `_max`, and for every group `rewards/accuracies/<group>` and
-        `rewards/margins/<group>`, and the `macro` mean and the `worst` of the groups' accuracies.
+        Besides VALUES there are `capo/scale_min` and `_max`; for every group `rewards/accuracies/<group>` and
+        `rewards/margins/<group>`; and the `macro` mean and the `worst` of the groups' accuracies.
         """
         if not self._rows:
             return {}

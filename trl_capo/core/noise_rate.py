@@ -73,7 +73,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         self._in_first_epoch = state.epoch is None or state.epoch < 1.0
 
     def group_rates(self, groups: Tensor) -> Tensor:
-        """Return each pair's group rate, (B,); the overall rate for groups that training does not have, and for -1."""
+        """Return each pair's group rate, (B,); the overall rate for groups absent from training, and for -1."""
         return self.noise_rates[self._rows(groups)]
 
     def pair_rates(self, groups: Tensor, pairs: Tensor | None, margin: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         return noise_model.fit_slopes(self._slope_loglik, self.noise_rates, self._rate_grid, self._slope_grid)
 
     def _rows(self, groups: Tensor) -> Tensor:
-        """(B,) the row of each pair's group in the fits, 0 (all pairs) for a group that training does not have."""
+        """(B,) the row of each pair's group in the fits, 0 (all pairs) for a group absent from training."""
         self._move_to(groups.device)
         return torch.where(groups < len(self.group_names), groups + 1, 0)
 

@@ -1,4 +1,4 @@
-"""The identity of preference pairs on their way through a trainer: a number, a group and a weight for each.
+"""Columns that a trainer carries for each preference pair: its number, its group and its weight.
 
 Pair numbers are row numbers of the data set; like group numbers, they are columns that survive mapping, filtering and
 shuffling. A stream has neither: its pairs have no groups and cannot be recognised.
@@ -30,12 +30,12 @@ def parse_group_column(value: str | None) -> str | None:
 def find_groups(
     dataset: Dataset, group_column: str | None, name: str, option: str = "group_column"
 ) -> tuple[str | None, list[str] | None]:
-    """Return the column that groups the data set and the group of every row, or None and None for no groups.
+    """Return the name of the group column and the group of every row, or None and None if there are no groups.
 
     `group_column` is a column, "auto" for `language` if there is one, or None; `name` and `option` are for errors.
 
     Raises:
-        ValueError: if the column is missing, holds neither text nor numbers, or names a group like one of RESERVED.
+        ValueError: if the column is missing, holds neither text nor numbers, or contains a group name in RESERVED.
     """
     columns = dataset.column_names
     column = DEFAULT_COLUMN if group_column == "auto" and "auto" not in columns else group_column
