@@ -19,7 +19,7 @@ import numpy as np
 from trl_capo.common.intervals import Estimate, TwoLevelBootstrap, percentile_estimate
 
 FOLDER = Path(__file__).parents[2] / "docs" / "study"
-RATES = {"dpo": (3e-4, 1.5e-4), "capo": (3e-4, 1.5e-4), "capo_reference": (3e-4, 1.5e-4), "dr_dpo": (6e-4, 3e-4)}
+RATES = {"dpo": (3e-4, 1.5e-4), "capo": (3e-4, 3e-4), "capo_reference": (3e-4, 1.5e-4), "dr_dpo": (6e-4, 3e-4)}
 STYLES = {  # all on the seeds 0 to 2
     "capo": ("CAPO (default)", "tab:red", "o-", 2.4),
     "capo_reference": ("CAPO, use_reference_margin", "tab:orange", "v-", 1.4),
