@@ -1,7 +1,6 @@
-"""`trl-capo audit`: rank the pairs of a training by how likely their labels are wrong."""
+"""`trl-capo audit`: rank the pairs of a run by how likely their labels are wrong."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from trl_capo.audit.suspects import list_suspects, write_page, write_suspects
 from trl_capo.callbacks.pair_log import INFO, Log, read_log
 from trl_capo.common.command import need, parse, processes, run, versions
 from trl_capo.common.fingerprint import fingerprint
-from trl_capo.common.text import count, escape, text_table
+from trl_capo.common.text import Rows, count, escape, text_table
 from trl_capo.core.pairs import DEFAULT_COLUMN, find_groups, parse_group_column
 from trl_capo.data.load import load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, inject_noise
@@ -30,11 +29,11 @@ SOURCE = {"dataset_name": "dataset_name", "dataset_config": "dataset_config", "d
 class AuditArguments:
     """Options of `trl-capo audit`, and of `audit` in Python."""
 
-    run: str = field(metadata={"help": "output folder of a training with a pair log, or the folder of a log"})
-    dataset_name: str | None = field(default=None, metadata={"help": "the pairs as trained on; default: as logged"})
+    run: str = field(metadata={"help": "output folder of a run with a pair log, or the folder of a log"})
+    dataset_name: str | None = field(default=None, metadata={"help": "the training pairs; default: as logged"})
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     dataset_train_split: str | None = field(default=None, metadata={"help": "split that was trained on"})
-    group_column: str | None = field(default="auto", metadata={"help": "auto: as in the training; none: no groups"})
+    group_column: str | None = field(default="auto", metadata={"help": "auto: as in training; none: no groups"})
     score: Literal["mean_margin", "first_margin"] = field(
         default="mean_margin", metadata={"help": "first_margin is for many epochs, after which labels are memorised"}
     )
@@ -46,15 +45,15 @@ class Audit(NamedTuple):
     """Result of an audit: label errors, the table of noise rates, the folder of the files, and warnings."""
 
     errors: LabelErrors
-    rates: list[list[str]]
+    rates: Rows
     folder: Path
     warnings: list[str]
 
 
 def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
-    """Rank the pairs of a training and write suspects.*, report.md and the plots.
+    """Rank the pairs of a run and write suspects.*, report.md and the plots.
 
-    `dataset` holds the pairs as trained on; by default it is the data set that `args` or the log names. Raises
+    `dataset` holds the training pairs; by default it is the data set that `args` or the log names. Raises
     ValueError or OSError if the log or its data are missing, or the data are not those of the log.
     """
     if args.top < 1:
@@ -79,7 +78,14 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     sizes = errors.pairs["group"].value_counts().drop("", errors="ignore").to_dict()
     write_page(folder / "suspects.html", worst, title, log.info.fingerprint, group_name, sizes)
     plots, notes = plot_audit(errors, folder)
-    warnings = _warnings(log, dynamics, data)
+    unseen = log.info.pairs - len(dynamics.pairs)
+    cautions = {
+        f"{count(unseen, 'pair')} of {log.info.pairs:,} not ranked: too long, not reached, or not logged.": unseen,
+        "The run used the reference margin, so errors of the reference model can make correct labels look wrong. "
+        "Record logs for an audit with use_reference_margin: false, the default.": log.info.asks_reference,
+        "The log names no data set, so the files have no texts. Give dataset_name.": data is None,
+    }
+    warnings = [text for text, applies in cautions.items() if applies]
     packages = ", ".join(f"{name} {number}" for name, number in versions().items())
     notes.append(f"Log: {args.run}. Data: {source.get('dataset_name')}. Margins: {args.score}. Versions: {packages}.")
     words = [f"--{option}={source[name]}" for name, option in SOURCE.items() if source.get(name)]
@@ -91,7 +97,7 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
 
 
 def _find_data(log: Log, source: dict[str, Any], data: Dataset | None) -> Dataset | None:
-    """Return the data set of the log, with the noise that the training injected; None if nothing names it."""
+    """Return the data set of the log, with the noise that the run injected; None if nothing names it."""
     if data is None:
         if not source.get("dataset_name"):
             return None
@@ -106,12 +112,12 @@ def _find_data(log: Log, source: dict[str, Any], data: Dataset | None) -> Datase
             return noisy
     raise ValueError(
         f"dataset_name={source.get('dataset_name')!r}: these {len(data):,} pairs are not the {log.info.pairs:,} of "
-        "the log, or not in its order (the fingerprints differ). Give the data set and the split of the training."
+        "the log, or not in its order (the fingerprints differ). Give the data set and the split of the run."
     )
 
 
 def _find_groups(column: str | None, source: dict[str, Any], data: Dataset | None, dynamics: Dynamics) -> tuple:
-    """Return what a group is called, and the groups of the logged pairs; None stands for those of the training."""
+    """Return what a group is called, and the groups of the logged pairs; None stands for those of the run."""
     if column is None:
         return "group", [""] * len(dynamics.pairs)
     if column == "auto":
@@ -123,23 +129,12 @@ def _find_groups(column: str | None, source: dict[str, Any], data: Dataset | Non
     return column, np.array(find_groups(data, column, "the data set")[1], dtype=object)[dynamics.pairs.index]
 
 
-def _warnings(log: Log, dynamics: Dynamics, data: Dataset | None) -> list[str]:
-    unseen = log.info.pairs - len(dynamics.pairs)
-    texts = {
-        f"{count(unseen, 'pair')} of {log.info.pairs:,} not ranked: too long, not reached, or not logged.": unseen,
-        "The training used the reference margin, so errors of the reference model can make correct labels look wrong. "
-        "Record logs for an audit with use_reference_margin: false, the default.": log.info.asks_reference,
-        "The log names no data set, so the files have no texts. Give dataset_name.": data is None,
-    }
-    return [text for text, applies in texts.items() if applies]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit code."""
-    return run(PROG, _run, sys.argv[1:] if argv is None else list(argv))
+    return run(PROG, _run, argv)
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: Sequence[str]) -> None:
     words = ["--run", *argv] if argv and not argv[0].startswith("-") else argv
     (args,) = parse(words, (AuditArguments,), PROG, usage=f"{PROG} RUN_OR_LOG [options]")
     need("matplotlib", "scipy")

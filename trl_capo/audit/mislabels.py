@@ -1,4 +1,4 @@
-"""Estimate which labels are wrong, and the noise rate of every group, from the pair log of a training.
+"""Estimate which labels are wrong, and the noise rate of every group, from the pair log of a run.
 
 Wrong labels have low margins, right ones high margins. EM fits two normal distributions with a common variance to the
 margins of every group, on an asinh scale because margins spread over orders of magnitude (compare the beta mixtures
@@ -7,7 +7,7 @@ on losses of Arazo et al. 2019, arXiv 1904.11238). It runs on histograms, and on
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,9 +26,8 @@ RATE_SCALE, SCORE_SCALE = 0.2, 2.0  # units of the asinh scale, in median |margi
 FIT_CLIP = 3.0  # scores: components are fitted to margins clipped at so many medians, lest an outlier become one
 
 
-@dataclass(frozen=True)
-class Dynamics:
-    """Statistics of the N pairs that a training has seen.
+class Dynamics(NamedTuple):
+    """Statistics of the N pairs that a run has seen.
 
     A pass is the first occurrence of a pair in an epoch with a finite relative reward, the margin. If the noise rate
     is 0 (DPO), every logged confidence is 1, and sigmoid(margin), the model's probability of the label, replaces it.
@@ -75,31 +74,26 @@ class LabelErrors:
             `score` (probability) that the label is wrong, and `suggestion`.
         groups: (G rows) indexed by name, with the noise `rate`, its 95 % interval `low` and `high`, and the estimates
             behind it, `mixture_rate` and `training_rate` (nan if there is none).
+        overall_rate: estimated noise rate of all pairs together.
         single_pass: whether the margins are those of one pass.
     """
 
     pairs: pd.DataFrame
     groups: pd.DataFrame
+    overall_rate: float
     single_pass: bool
-
-    @property
-    def overall_rate(self) -> float:
-        return float(self.groups["rate"].loc[self.pairs["group"]].mean())
 
 
 def estimate_label_errors(
     dynamics: Dynamics, statistic: str = "mean_margin", groups: Sequence[str] | None = None
 ) -> LabelErrors:
-    """Estimate how likely each label is wrong from the "mean_margin" or the "first_margin" of N pairs.
-
-    (N,) `groups` replace those of the training, whose rate of a group is used only if all its pairs were in it then.
-    """
+    """Estimate which labels are wrong from the "mean_margin" or "first_margin"; (N,) `groups` replace the run's."""
     pairs = dynamics.pairs if groups is None else dynamics.pairs.assign(group=groups)
     names, index = np.unique(pairs["group"].to_numpy(object), return_inverse=True)
     margins = pairs[statistic].to_numpy(float)
     mixture, error = mixture_rates(margins, index, len(names))
     trained = np.array([dynamics.training_rates.get(name, np.nan) for name in names])
-    trained[index[pairs["group"] != dynamics.pairs["group"]]] = np.nan
+    trained[index[pairs["group"] != dynamics.pairs["group"]]] = np.nan  # CAPO's were of other pairs
     single_pass = statistic == "first_margin" or pairs["epochs"].max() == 1
     rates, (low, high) = combine(mixture, error, trained, single_pass)
     log_odds = label_log_odds(margins, index, np.clip(rates, 1e-4, 1.0 - 1e-4))
@@ -108,15 +102,15 @@ def estimate_label_errors(
     pairs = pairs.assign(log_odds=log_odds, score=score, suggestion=suggestion)
     columns = {"rate": rates, "low": low, "high": high, "mixture_rate": mixture, "training_rate": trained}
     order = np.lexsort((pairs["mean_margin"], -log_odds))
-    return LabelErrors(pairs.iloc[order], pd.DataFrame(columns, index=names), single_pass)
+    return LabelErrors(pairs.iloc[order], pd.DataFrame(columns, index=names), float(rates[index].mean()), single_pass)
 
 
 def combine(mixture: np.ndarray, error: np.ndarray, trained: np.ndarray, single_pass: bool) -> tuple:
-    """Combine the (G,) rates of the mixture, their standard errors, and the rates of the training (nan for none).
+    """Combine the (G,) rates of the mixture, their standard errors, and the rates that CAPO estimated (nan for none).
 
-    After several passes the mixture is biased downwards where the model has learned wrong labels, and the training's
-    estimate upwards where it is confidently wrong: the rate is their mean, and half their difference is added to the
-    error in quadrature. After one pass, when the mixture finds far too much noise, the rate is the training's.
+    After several passes the mixture is biased downwards where the model has learned wrong labels, and CAPO's estimate
+    upwards where it is confidently wrong: the rate is their mean, and half their difference is added to the error in
+    quadrature. After one pass, when the mixture finds far too much noise, the rate is CAPO's.
     Returns (G,) rates and the (2, G) bounds of their 95 % intervals.
     """
     trained = np.where(np.isnan(trained), mixture, trained)

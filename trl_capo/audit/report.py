@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from trl_capo.audit.mislabels import FLIP_SCORE, LOOK_SCORE, LabelErrors, auroc
-from trl_capo.common.figures import MARKERS, add_legend, choose_fonts, label_rows, new_figure, save
-from trl_capo.common.text import count, escape_markdown, markdown_table, one_line, percent, shorten
+from trl_capo.common.figures import MARKERS, new_figure, new_rows, plot_style, save
+from trl_capo.common.text import Rows, count, escape_markdown, markdown_table, one_line, percent, shorten
 
 LEGEND_GROUPS, LISTED_GROUPS, MAP_POINTS = 20, 60, 20_000
 
 
-def rate_table(errors: LabelErrors, group_name: str) -> list[list[str]]:
+def rate_table(errors: LabelErrors, group_name: str) -> Rows:
     """Return headings, a row for every group and one for all pairs, with the truth where it is known."""
     headings = [group_name, "pairs", "noise rate, % [95 %]", "mixture, %", "training, %", "flip", "look"]
     headings += ["true, %", "AUROC"] if "wrong" in errors.pairs else []
@@ -28,9 +28,7 @@ def rate_table(errors: LabelErrors, group_name: str) -> list[list[str]]:
     return [headings, *rows] if any(errors.groups.index) else [headings, ["all pairs", *rows[0][1:]]]
 
 
-def report(
-    errors: LabelErrors, rates: list[list[str]], plots: dict[str, str], notes: list[str], command: str, title: str
-) -> str:
+def report(errors: LabelErrors, rates: Rows, plots: dict[str, str], notes: list[str], command: str, title: str) -> str:
     """Write a report with the table from `rate_table`, plots (files and captions), and a command to clean the data."""
     pairs, suggested = errors.pairs, errors.pairs["suggestion"].value_counts()
     lines = [
@@ -44,11 +42,11 @@ def report(
         known = f"{pairs['wrong'].sum():,} of {len(pairs):,}"
         first = percent(pairs["wrong"].head(max(1, int(0.05 * len(pairs)))).mean())
         lines.append(f"The data say which labels are wrong ({known}): {first} % of the first 5 %.\n")
-    basis = "mean of the mixture's and the training's estimate. The interval is wide where they disagree."
+    basis = "mean of the mixture's and CAPO's estimates. The interval is wide where they disagree."
     if errors.single_pass:
-        basis = "the training's estimate. On margins of a single pass the mixture finds too much noise."
+        basis = "CAPO's estimate. On margins of a single pass the mixture finds too much noise."
     if errors.groups["training_rate"].isna().all():
-        basis = "the mixture's estimate, because the training made none for these groups."
+        basis = "the mixture's estimate, because CAPO made none for these groups."
         basis += " On margins of a single pass it is far too high: trust the order only." if errors.single_pass else ""
     caution = "Pairs on which the model is confidently wrong look like wrong labels: read them before you flip."
     lines += ["## Noise rates\n", markdown_table(rates), ""]
@@ -66,12 +64,10 @@ def report(
 
 def plot_audit(errors: LabelErrors, folder: Path) -> tuple[dict[str, str], list[str]]:
     """Draw noise_rates.png, and data_map.png if pairs were seen twice; return files with captions, and notes."""
-    import matplotlib
-
     names = {group: one_line(group) for group in errors.groups.index}
     names[""] = "no group" if len(names) > 1 else "all pairs"
     plots, notes = {}, []
-    with matplotlib.rc_context({"font.family": choose_fonts(names.values())}):
+    with plot_style(names.values()):
         if errors.pairs["epochs"].max() > 1:
             plots[save(data_map(errors, names), folder / "data_map.png")] = "Data map: confidence and variability"
         else:
@@ -85,20 +81,16 @@ def plot_audit(errors: LabelErrors, folder: Path) -> tuple[dict[str, str], list[
 
 def data_map(errors: LabelErrors, names: dict[str, str]) -> Any:
     """Plot mean confidence against variability (Swayamdipta et al. 2020) of at most MAP_POINTS pairs."""
-    import matplotlib
-
     figure, (axes,) = new_figure(8.5, 5.5)
     sizes = errors.pairs["group"].value_counts()
-    palette = matplotlib.colormaps["tab20"].colors
     drawn = errors.pairs.sample(min(len(errors.pairs), MAP_POINTS), random_state=0)
     for place, (group, pairs) in enumerate(drawn.groupby("group")):
         label = f"{shorten(names[group], 30)} ({sizes[group]:,})" if group in sizes.index[:LEGEND_GROUPS] else None
-        style = {"color": palette[(2 * place + place // 10) % 20], "marker": MARKERS[place % len(MARKERS)]}
+        style = {"color": f"C{place}", "marker": MARKERS[place % len(MARKERS)]}
         axes.scatter(pairs["variability"], pairs["mean_confidence"], 9, alpha=0.55, linewidths=0, label=label, **style)
-    add_legend(figure, "outside right upper", title="pairs" if len(sizes) <= LEGEND_GROUPS else "largest groups")
+    figure.legend(loc="outside right upper", title="pairs" if len(sizes) <= LEGEND_GROUPS else "largest groups")
     axes.set_xlabel("variability: standard deviation of the confidence over the passes")
     axes.set(ylabel="mean confidence that the label is right", ylim=(-0.02, 1.02))
-    axes.grid(color="0.92")
     for height, words in ((0.02, "low confidence: probably wrong"), (0.96, "high confidence: probably right")):
         axes.text(0.99, height, words, transform=axes.transAxes, fontsize=8, color="0.35", ha="right")
     return figure
@@ -107,17 +99,15 @@ def data_map(errors: LabelErrors, names: dict[str, str]) -> Any:
 def noise_rates(errors: LabelErrors, names: dict[str, str]) -> Any:
     """Plot the noise rates with their 95 % intervals, highest at the top, and the true rates where they are known."""
     groups = errors.groups.sort_values("rate", ascending=False, kind="stable")[:LISTED_GROUPS]
-    figure, (axes,) = new_figure(8, 1.4 + 0.28 * len(groups))
+    height, overall = 1.4 + 0.28 * len(groups), "all pairs, estimated"
+    figure, axes = new_rows([names[group] for group in groups.index], height, errors.overall_rate, overall)
     reach = [groups["rate"] - groups["low"], groups["high"] - groups["rate"]]
-    style = {"fmt": "o", "color": "0.15", "markersize": 5, "capsize": 2, "linewidth": 1.2}
-    axes.errorbar(groups["rate"], range(len(groups)), xerr=reach, label="estimated, 95 % interval", **style)
+    style = {"fmt": "o", "color": "0.15", "label": "estimated, 95 % interval"}
+    axes.errorbar(groups["rate"], range(len(groups)), xerr=reach, **style)
     if "wrong" in errors.pairs:
         true = errors.pairs.groupby("group")["wrong"].mean().loc[groups.index]
         axes.plot(true, range(len(true)), "x", color="tab:red", markersize=7, label="true")
-    axes.axvline(errors.overall_rate, color="0.4", linestyle=":", linewidth=1, label="all pairs, estimated")
-    label_rows(axes, [names[group] for group in groups.index])
     axes.set(xlabel="share of wrong labels", xlim=(0.0, None))
     axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.grid(axis="x", color="0.88")
-    add_legend(figure, ncols=3)
+    figure.legend(loc="outside upper center", ncols=3)
     return figure

@@ -92,8 +92,7 @@ def write_page(
 ) -> None:
     """Write rows of suspects.jsonl as an HTML page on which to decide, which needs neither network nor server.
 
-    They are JSON in the page, and its script inserts them as text, never as HTML. `fingerprint` is that of the data,
-    `group_name` says what a group is, such as `language`, and `sizes` are the groups' numbers of logged pairs.
+    They are JSON in the page, and its script inserts them as text, never as HTML. `sizes`: logged pairs by group.
     """
     rows = [{name: value for name, value in row.items() if name != "fingerprint"} for row in suspects]
     data = {"title": title, "fingerprint": fingerprint, "groupName": group_name, "counts": sizes, "suspects": rows}

@@ -17,8 +17,7 @@ from trl_capo.common.text import escape
 def parse(argv: Sequence[str], types: tuple[type, ...], prog: str, usage: str | None = None) -> tuple[Any, ...]:
     """Parse options, and those of the YAML file that `--config` names, into one instance per dataclass.
 
-    Options override the file, whose section `env` sets environment variables. Raises ValueError or OSError if an
-    option is unknown or its value invalid, or the file cannot be read.
+    Options override the file, whose section `env` sets environment variables. Mistakes are ValueErrors or OSErrors.
     """
     parsed, launch_options = parse_with_rest(argv, types, prog, usage)
     if launch_options:
@@ -45,9 +44,8 @@ def parse_with_rest(argv: Sequence[str], types: tuple, prog: str, usage: str | N
     if rest:
         launch_options = launch_command_parser()._option_string_actions
         known = {"--accelerate_config", *parser._option_string_actions, *launch_options}
-        unknown = [word.split("=", 1)[0] for word in rest if word.startswith("--")] or rest
-        unknown = [option for option in unknown if option not in known]
-        if unknown:
+        options = [word.split("=", 1)[0] for word in rest if word.startswith("--")] or rest
+        if unknown := [option for option in options if option not in known]:
             close = [match for option in unknown for match in difflib.get_close_matches(option, known, 1, 0.75)]
             hint = f" Did you mean {', '.join(close)}?" if close else ""
             raise ValueError(f"{prog} has no option {', '.join(unknown)}.{hint}")
@@ -82,8 +80,7 @@ def processes() -> Any:
 
 def need(*packages: str) -> None:
     """Raise ValueError if a package of the extra `report` is not installed."""
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
         raise ValueError(f"{' and '.join(missing)} not installed: run pip install 'trl-capo[report]'")
 
 

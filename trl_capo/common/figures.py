@@ -2,38 +2,41 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 from trl_capo.common.text import shorten
 
 MARKERS = "osD^vP*X"
+STYLE = {"axes.axisbelow": True, "axes.grid": True, "axes.spines.right": False, "axes.spines.top": False}
+STYLE |= {"axes.titlesize": 9, "errorbar.capsize": 2, "figure.dpi": 120, "grid.color": "0.88", "legend.fontsize": 8}
+STYLE |= {"legend.frameon": False, "lines.linewidth": 1.2, "lines.markersize": 5, "text.parse_math": False}
+
+
+def plot_style(names: Iterable[str]) -> AbstractContextManager[None]:
+    """Return a context for plots, with fonts for these names, and in which a `$` is a dollar sign."""
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE | {"font.family": choose_fonts(names)})
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Sequence[Any]]:
     """Return a figure of this size in inches, and its axes from left to right, which share the y axis."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
-    panels = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-    return figure, panels
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False, sharey=True)[0]
 
 
-def label_rows(axes: Any, names: Sequence[str]) -> None:
-    """Give the y axis one row per name, from top to bottom."""
-    axes.set_yticks(range(len(names)), [shorten(name, 30) for name in names], parse_math=False)
+def new_rows(names: Sequence[str], height: float, dotted: float, label: str | None = None) -> tuple[Any, Any]:
+    """Return a figure and its axes, with one row per name from top to bottom, and a dotted line at an x."""
+    figure, (axes,) = new_figure(8, min(height, 150))  # Matplotlib draws at most 500 inches
+    axes.set_yticks(range(len(names)), [shorten(name, 30) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
-
-
-def add_legend(figure: Any, loc: str = "outside upper center", **options: Any) -> None:
-    """Add a legend outside the axes; a `$` in its texts is shown as a dollar sign."""
-    legend = figure.legend(loc=loc, fontsize=8, frameon=False, **options)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    axes.grid(axis="y", visible=False)
+    axes.axvline(dotted, color="0.4", linestyle=":", linewidth=1, label=label)
+    return figure, axes
 
 
 def save(figure: Any, path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,7 @@ def wilson_interval(successes: int, total: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a proportion (Wilson 1927); `total` must be positive."""
     from scipy.stats import binomtest
 
-    interval = binomtest(successes, total).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    return tuple(map(float, binomtest(successes, total).proportion_ci(method="wilson")))
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -39,19 +38,17 @@ def macro_sign_test(groups: Sequence[np.ndarray], resamples: int, generator: np.
 def bootstrap_deviations(values: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
     """Return (resamples,) deviations of resampled means from the mean of (pairs,) changes of -1, 0 or 1.
 
-    The variance of a resampled mean is too small by (n - 1) / n, which matters for a mean over many small groups, so
-    it is scaled up. A single pair has no variance to resample: its change gets a random sign instead.
+    The variance of a resampled mean is too small by (n - 1) / n, which adds up over small groups, so it is scaled up.
     """
     total = len(values)
-    if total == 1:
+    if total == 1:  # it has no variance to resample
         return _random_signs(values, resamples, generator)
     shares = np.array([(values == outcome).mean() for outcome in (-1, 0, 1)])
     counts = generator.multinomial(total, shares, size=resamples)
     return ((counts[:, 2] - counts[:, 0]) / total - values.mean()) * math.sqrt(total / (total - 1))
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean with its 95 % interval."""
 
     value: float
@@ -61,8 +58,7 @@ class Estimate:
 
 def percentile_estimate(value: float, draws: np.ndarray) -> Estimate:
     """Return a value with the percentile interval of its bootstrap draws, some of which may be infinite."""
-    low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")
-    return Estimate(float(value), float(low), float(high))
+    return Estimate(float(value), *np.quantile(draws, [0.025, 0.975], method="inverted_cdf").tolist())
 
 
 class TwoLevelBootstrap:

@@ -1,14 +1,12 @@
-"""Show numbers, tables, and text of unknown content in terminals, Markdown and spreadsheets.
-
-The first row of a table contains its headings, and the first cell of each row is a name.
-"""
+"""Show numbers, tables, and text of unknown content in terminals, Markdown and spreadsheets."""
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-_UNSAFE = ("Cc", "Cs", "Zl", "Zp", "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+Rows = Sequence[Sequence[str]]  # a table: the first row has the headings, and the first cell of each row is a name
+_UNSAFE = {"Cc", "Cs", "Zl", "Zp", "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 _FORMULA_STARTS = tuple("=+-@＝＋－＠")
 
 
@@ -19,8 +17,7 @@ def escape(text: str) -> str:
 
 def one_line(name: str) -> str:
     """Escape a name as `escape` does, line breaks included."""
-    kinds = [{unicodedata.category(letter), unicodedata.bidirectional(letter)} for letter in name]
-    unsafe = [letter for letter, kind in zip(name, kinds, strict=True) if not kind.isdisjoint(_UNSAFE)]
+    unsafe = {letter for letter in name if _UNSAFE & {unicodedata.category(letter), unicodedata.bidirectional(letter)}}
     return name.translate({ord(letter): repr(letter)[1:-1] for letter in unsafe})
 
 
@@ -37,8 +34,7 @@ def first_few(items: Iterable[Any], most: int = 5, separator: str = ", ") -> str
 
 def spreadsheet_cell(value: Any) -> Any:
     """Make a value safe for a spreadsheet: join lists by semicolons, escape text, and quote formulas with `'`."""
-    if isinstance(value, list | tuple):
-        value = "; ".join(map(str, value))
+    value = "; ".join(map(str, value)) if isinstance(value, list | tuple) else value
     if not isinstance(value, str):
         return value
     text = escape(value.replace("\r\n", "\n"))
@@ -57,7 +53,7 @@ def count(number: int, noun: str = "") -> str:
     return f"{number:,}" + (f" {noun}{'' if number == 1 else 's'}" if noun else "")
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> str:
+def text_table(rows: Rows) -> str:
     """Align the cells for a terminal, names on the left and numbers on the right; long names are cut."""
     import pandas as pd
 
@@ -68,12 +64,12 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
         return frame.rename_axis(columns=names[0]).to_string()
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table that shows every cell as it is."""
-    lines = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in rows]
-    return "\n".join([lines[0], "| --- |" + " ---: |" * (len(rows[0]) - 1), *lines[1:]])
-
-
 def escape_markdown(text: str) -> str:
     """Escape what Markdown or HTML would interpret, so that one line of text is shown as it is."""
     return re.sub(r"([\\`*_<>|&~$]|\](?=[(\[]))", r"\\\1", one_line(text))
+
+
+def markdown_table(rows: Sequence[Sequence[Any]], cell: Callable[[Any], str] = escape_markdown) -> str:
+    """Write a Markdown table whose cells `cell` writes, by default as text that is shown as it is."""
+    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "| --- |" + " ---: |" * (len(rows[0]) - 1), *lines[1:]])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from accelerate.logging import get_logger
@@ -19,7 +19,7 @@ from trl_capo.data.load import check_pairs, load_pairs, select_split
 from trl_capo.data.tokenise import TokenisedPair, tokenise_all
 from trl_capo.evaluate.report import render_text, write_evaluation
 from trl_capo.evaluate.scoring import ModelSource, answer_log_probs, load_model, resolve_model
-from trl_capo.evaluate.summary import compare_models, summarise_model
+from trl_capo.evaluate.summary import Figures, compare_models, summarise_model
 
 PROG = "trl-capo evaluate"
 USAGE = f"{PROG} [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
@@ -60,14 +60,14 @@ class EvaluateArguments:
 ARGUMENT_TYPES = (EvaluateArguments,)
 
 
-def evaluate(args: EvaluateArguments) -> tuple[dict[str, Any], list[str] | None, np.ndarray | None]:
+def evaluate(args: EvaluateArguments) -> tuple[Figures, list[str] | None, np.ndarray | None]:
     """Score every model on the pairs.
 
     Returns figures in the schema of docs/evaluate.md, the (N,) groups of the pairs, if any, and the (N,) margins of
     the first model, if it has a reference. Raises ValueError or OSError if something is missing or does not fit.
     """
     processes()
-    models, reference = _resolve_models(args)
+    models = _resolve_models(args)
     splits = load_pairs(args.dataset_name, config=args.dataset_config)
     split = args.dataset_split or ("test" if len(splits) > 1 else next(iter(splits)))
     if split not in (args.dataset_split, "test"):
@@ -80,21 +80,19 @@ def evaluate(args: EvaluateArguments) -> tuple[dict[str, Any], list[str] | None,
     column, groups = find_groups(dataset, args.group_column, args.dataset_name)
     also_by = {name: find_groups(dataset, name, args.dataset_name, "also_by")[1] for name in args.also_by}
     started = time.perf_counter()
-    pairs = {name: tokenise_all(dataset, model.tokenizer, args.max_length, name) for name, model in models.items()}
+    pairs = {name: tokenise_all(dataset, own.tokenizer, args.max_length, name) for name, (own, _) in models.items()}
     kept = [None not in row for row in zip(*pairs.values(), strict=True)]
     if not any(kept):
         raise ValueError(f"max_length={args.max_length}: every prompt is at least as long.")
     labels = None if groups is None else list(compress(groups, kept))
     also_by = {name: list(compress(values, kept)) for name, values in also_by.items()}
-    scores = _score_models(args, models, reference, {name: list(compress(rows, kept)) for name, rows in pairs.items()})
+    scores = _score_models(args, models, {name: list(compress(rows, kept)) for name, rows in pairs.items()})
     figures = {
         "dataset": {"name": args.dataset_name, "split": split, "pairs": sum(kept)},
         "dropped_pairs": len(kept) - sum(kept),
         "dropped_groups": sorted(set(groups or ()) - set(labels or ())),
         "group_column": column,
-        "beta": args.beta,
-        "max_length": args.max_length,
-        "seed": args.seed,
+        **{name: getattr(args, name) for name in ("beta", "max_length", "seed")},
         "seconds": time.perf_counter() - started,
         "models": {name: summarise_model(labels, also_by, score) for name, score in scores.items()},
         "differences": compare_models(labels, scores, args.seed),
@@ -103,31 +101,27 @@ def evaluate(args: EvaluateArguments) -> tuple[dict[str, Any], list[str] | None,
     return figures, labels, next(iter(scores.values()))["margins"]
 
 
-def _resolve_models(args: EvaluateArguments) -> tuple[dict[str, ModelSource], ModelSource | None]:
-    """Return the models by their names in the report, where a repeated name gets a number, and the reference."""
+def _resolve_models(args: EvaluateArguments) -> dict[str, tuple[ModelSource, ModelSource | None]]:
+    """Return the models by their names in the report, with their references: the common one, or an adapter's base."""
     reference = resolve_model(args.ref_model, "ref_model", args.trust_remote_code) if args.ref_model else None
-    models: dict[str, ModelSource] = {}
+    models: dict[str, tuple[ModelSource, ModelSource | None]] = {}
     for name in args.compare or [args.model_name_or_path]:
         source = resolve_model(name, "compare" if args.compare else "model_name_or_path", args.trust_remote_code)
         if reference is not None and reference.tokenizer.get_vocab() != source.tokenizer.get_vocab():
             raise ValueError(f"ref_model={args.ref_model!r} has another vocabulary than {name!r}; give its base.")
-        earlier = sum(model.name == name for model in models.values())
-        models[f"{name} ({earlier + 1})" if earlier else name] = source
-    return models, reference
+        base = replace(source, name=source.base, adapter=None) if source.adapter else None
+        earlier = sum(model.name == name for model, _ in models.values())  # a repeated name gets a number
+        models[f"{name} ({earlier + 1})" if earlier else name] = source, reference or base
+    return models
 
 
-def _score_models(
-    args: EvaluateArguments, models: dict[str, ModelSource], reference: ModelSource | None, pairs: dict[str, list]
-) -> dict[str, dict[str, Any]]:
-    """Return for every model its (N,) `margins` and `per_token` differences, and the name of its `reference`.
-
-    Without a common reference, only adapters have one: their base. A model is loaded once for the same tokens.
-    """
+def _score_models(args: EvaluateArguments, models: dict[str, tuple], pairs: dict[str, list]) -> dict[str, Figures]:
+    """Return for every model its (N,) `margins` and `per_token` differences, and the name of its `reference`."""
     known: dict[tuple, tuple] = {}
 
     def log_probs(source: ModelSource, rows: list[TokenisedPair]) -> tuple[np.ndarray, np.ndarray]:
         key = (source.base, source.adapter)
-        if key not in known or known[key][0] != rows:
+        if key not in known or known[key][0] != rows:  # a model is loaded once for the same tokens
             model = load_model(source, args.dtype, args.load_in_4bit, args.trust_remote_code)
             batch_size = args.per_device_eval_batch_size
             known[key] = rows, answer_log_probs(model, rows, batch_size, args.max_length, source.name)
@@ -135,15 +129,14 @@ def _score_models(
             clear_device_cache(garbage_collection=True)
         return known[key][1]
 
-    scores = {}
-    for name, source in models.items():
+    scores: dict[str, Figures] = {}
+    for name, (source, reference) in models.items():
         policy, lengths = log_probs(source, pairs[name])
         per_token = policy / np.maximum(lengths, 1)
         scores[name] = {"margins": None, "per_token": per_token[:, 0] - per_token[:, 1], "reference": None}
-        own = reference or (replace(source, name=source.base, adapter=None) if source.adapter else None)
-        if own is not None:
-            rewards = args.beta * (policy - log_probs(own, pairs[name])[0])
-            scores[name] |= {"margins": rewards[:, 0] - rewards[:, 1], "reference": own.name}
+        if reference is not None:
+            rewards = args.beta * (policy - log_probs(reference, pairs[name])[0])
+            scores[name] |= {"margins": rewards[:, 0] - rewards[:, 1], "reference": reference.name}
     return scores
 
 

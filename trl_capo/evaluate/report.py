@@ -7,23 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from trl_capo.common.figures import MARKERS, add_legend, choose_fonts, label_rows, new_figure, save
+from trl_capo.common.figures import MARKERS, new_rows, plot_style, save
 from trl_capo.common.text import count, escape_markdown, markdown_table, one_line, percent, text_table
-from trl_capo.evaluate.summary import ALL_PAIRS, MACRO, MEASURES, WORST
+from trl_capo.evaluate.summary import ALL_PAIRS, MACRO, MEASURES, WORST, Figures, Labels
 
 HEADINGS = ["pairs", "accuracy, %", "ties, %", "margin", "median", "reference-free, %"]
 NAME_LENGTH = 90  # in the plots, which show the end of a longer name, since it distinguishes folders
 
 
-def render_text(figures: dict[str, Any]) -> str:
+def render_text(figures: Figures) -> str:
     """Return the tables and notes for a terminal."""
     tables = [f"{one_line(name)}\n{text_table(rows)}\n" for name, rows in evaluation_tables(figures).items()]
     return "\n".join([*tables, *notes(figures)])
 
 
-def write_evaluation(
-    figures: dict[str, Any], labels: Sequence[str] | None, margins: np.ndarray | None, folder: Path
-) -> None:
+def write_evaluation(figures: Figures, labels: Labels, margins: np.ndarray | None, folder: Path) -> None:
     """Write metrics.json, report.md and the plots; the arguments are what `evaluate` returns."""
     content = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "metrics.json").write_text(content + "\n", encoding="utf-8")
@@ -39,7 +37,7 @@ def write_evaluation(
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def evaluation_tables(figures: dict[str, Any]) -> dict[str, list[list[str]]]:
+def evaluation_tables(figures: Figures) -> dict[str, list[list[str]]]:
     """Return by its title one table per model, and with several models one of the differences (*: beyond chance)."""
     group_name = figures["group_column"] or "group"
     tables = {name: [[group_name, *HEADINGS], *_rows(model)] for name, model in figures["models"].items()}
@@ -52,7 +50,7 @@ def evaluation_tables(figures: dict[str, Any]) -> dict[str, list[list[str]]]:
     return tables
 
 
-def _rows(model: dict[str, Any]) -> list[list[str]]:
+def _rows(model: Figures) -> list[list[str]]:
     rows, parts = [], dict(model["groups"])
     for column, groups in model["also_by"].items():
         parts |= {f"{column}: {group}": part for group, part in groups.items()}
@@ -68,12 +66,12 @@ def _rows(model: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _difference(part: dict[str, Any]) -> str:
+def _difference(part: Figures) -> str:
     value, low, high = (f"{100 * number:+.1f}" for number in (part["difference"], *part["interval_95"]))
     return f"{value} [{low}, {high}]{' *' if part['beyond_chance'] else ''}"
 
 
-def notes(figures: dict[str, Any]) -> list[str]:
+def notes(figures: Figures) -> list[str]:
     """Return what a reader of the tables must know."""
     lines, names = [], [one_line(name) for name in figures["models"]]
     if figures["dropped_pairs"]:
@@ -100,47 +98,38 @@ def notes(figures: dict[str, Any]) -> list[str]:
     return lines
 
 
-def plot_evaluation(
-    figures: dict[str, Any], labels: Sequence[str] | None, margins: np.ndarray | None, folder: Path
-) -> list[str]:
+def plot_evaluation(figures: Figures, labels: Labels, margins: np.ndarray | None, folder: Path) -> list[str]:
     """Draw accuracy.png and, with the margins of the first model, margins.png; return the names of the files."""
-    import matplotlib
-
     names, models = [one_line(name)[-NAME_LENGTH:] for name in figures["models"]], list(figures["models"].values())
     data, groups = one_line(figures["dataset"]["name"])[-NAME_LENGTH:], list(models[0]["groups"])
     key = "reference_free_accuracy" if None in [model["overall"]["accuracy"] for model in models] else "accuracy"
     rows, title = [*map(one_line, groups), ALL_PAIRS], f"{names[0]}\non {data}"
-    with matplotlib.rc_context({"font.family": choose_fonts([*rows, *names, data])}):
-        figure, axes = _figure(rows, data if len(models) > 1 else title, len(models))
+    with plot_style([*rows, *names, data]):
+        figure, axes = _figure(rows, data if len(models) > 1 else title, 50, len(models))
         for index, (name, model) in enumerate(zip(names, models, strict=True)):
             parts = [*model["groups"].values(), model["overall"]]
             centre, bounds = (100 * np.array([part[entry] for part in parts]) for entry in (key, f"{key}_95"))
             places = np.arange(len(rows)) + (index - (len(models) - 1) / 2) * 0.6 / len(models)
             style = {"fmt": MARKERS[index % len(MARKERS)], "color": str(0.15 + 0.5 * index / len(models))}
-            style |= {"markersize": 5, "capsize": 2, "linewidth": 1.2}
             axes.errorbar(centre, places, xerr=np.abs(bounds.T - centre), label=name, **style)
-        axes.axvline(50, color="0.4", linestyle=":", linewidth=1)
         axes.set(xlim=(-2, 102), xlabel=f"{MEASURES[key]} in %, with 95 % interval (dotted: chance)")
         if len(models) > 1:
-            add_legend(figure)
+            figure.legend(loc="outside upper center")
         files = [save(figure, folder / "accuracy.png")]
         if margins is not None:
-            figure, axes = _figure(rows, title)
+            figure, axes = _figure(rows, title, 0)
             values = [*(margins[np.asarray(labels, dtype=object) == group] for group in groups), margins]
             style = {"widths": 0.55, "showfliers": False, "manage_ticks": False, "orientation": "horizontal"}
             axes.boxplot(values, positions=range(len(rows)), whis=(5, 95), medianprops={"color": "0.1"}, **style)
-            axes.axvline(0, color="0.4", linestyle=":", linewidth=1)
             axes.set_xlabel("margin in units of reward: median, quartiles, 5 to 95 %")
             files.append(save(figure, folder / "margins.png"))
     return files
 
 
-def _figure(rows: Sequence[str], title: str, models: int = 1) -> tuple[Any, Any]:
+def _figure(rows: Sequence[str], title: str, dotted: float, models: int = 1) -> tuple[Any, Any]:
     """Return a figure and its axes, with room in every row for the points of all models."""
     height = 1.6 + 0.28 * len(rows) * min(max(1.0, 0.6 * models), 3.0) + 0.18 * models
-    figure, (axes,) = new_figure(8, min(height, 150))  # Matplotlib draws at most 500 inches
-    label_rows(axes, rows)
-    axes.set_title(title, fontsize=9, parse_math=False)
-    axes.grid(axis="x", color="0.85")
+    figure, axes = new_rows(rows, height, dotted)
+    axes.set_title(title)
     axes.axhline(len(rows) - 1.5, color="0.7", linewidth=0.8)
     return figure, axes

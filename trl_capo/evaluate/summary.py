@@ -12,13 +12,12 @@ from trl_capo.common.intervals import RESAMPLES, bootstrap_deviations, macro_sig
 
 ALL_PAIRS, MACRO, WORST = "all pairs", "macro mean", "worst group"
 MEASURES = {"accuracy": "reward accuracy", "reference_free_accuracy": "reference-free accuracy"}
+Figures = dict[str, Any]
+Labels = Sequence[str] | None  # (N,) groups of the pairs
 
 
-def summarise(margins: np.ndarray | None, per_token: np.ndarray) -> dict[str, Any]:
-    """Summarise N pairs by their (N,) margins in units of reward, if there is a reference, and `per_token`.
-
-    The latter are the (N,) differences, chosen - rejected, of the log-probability per token in nats.
-    """
+def summarise(margins: np.ndarray | None, per_token: np.ndarray) -> Figures:
+    """Summarise (N,) margins in reward, if any, and (N,) chosen - rejected log-probabilities per token in nats."""
     total, free = len(per_token), int((per_token > 0).sum())
     figures = {"pairs": total} | dict.fromkeys(("accuracy", "accuracy_95", "ties", "margin_mean", "margin_median"))
     if margins is not None:
@@ -30,37 +29,33 @@ def summarise(margins: np.ndarray | None, per_token: np.ndarray) -> dict[str, An
     return figures | {"reference_free_accuracy": free / total, "reference_free_accuracy_95": interval}
 
 
-def summarise_model(
-    labels: Sequence[str] | None, also_by: dict[str, Sequence[str]], score: dict[str, Any]
-) -> dict[str, Any]:
+def summarise_model(labels: Labels, also_by: dict[str, Sequence[str]], score: dict[str, Any]) -> Figures:
     """Summarise one model over all pairs, in every group, and in every group of the columns of `also_by`.
 
-    `score` holds `margins` and `per_token` as in `summarise`, and the name of the `reference`. If every pair is a tie,
-    because the model is its own reference, no accuracy is given.
+    `score` holds `margins` and `per_token` as in `summarise`, and the name of the `reference`.
     """
     margins = score["margins"]
-    only_ties = margins is not None and not margins.any()
+    only_ties = margins is not None and not margins.any()  # the model is its reference: no accuracy is given
 
-    def part(member: Any) -> dict[str, Any]:
+    def part(member: Any) -> Figures:
         figures = summarise(None if margins is None else margins[member], score["per_token"][member])
         return figures | ({"accuracy": None, "accuracy_95": None} if only_ties else {})
 
-    def by_group(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def by_group(labels: Sequence[str]) -> dict[str, Figures]:
         return {group: part(np.asarray(labels, dtype=object) == group) for group in sorted(set(labels))}
 
     groups = by_group(labels or [])
     figures = {"reference": score["reference"], "overall": part(slice(None)), "groups": groups}
     figures |= {"also_by": {column: by_group(values) for column, values in also_by.items()}, "macro": {}, "worst": {}}
     for key in MEASURES:
-        values = {group: part[key] for group, part in groups.items() if part[key] is not None}
-        if values:
+        if values := {group: part[key] for group, part in groups.items() if part[key] is not None}:
             worst = min(values, key=values.__getitem__)
             figures["macro"][key] = sum(values.values()) / len(values)
             figures["worst"][key] = {"group": worst, "value": values[worst]}
     return figures
 
 
-def compare_models(labels: Sequence[str] | None, scores: dict[str, dict[str, Any]], seed: int) -> dict[str, Any]:
+def compare_models(labels: Labels, scores: dict[str, dict[str, Any]], seed: int) -> Figures:
     """Compare every model with the first, by reference-free accuracy if one of them has no reward accuracy."""
     baseline, *others = scores
     has_rewards = all(score["margins"] is not None and score["margins"].any() for score in scores.values())
@@ -71,8 +66,8 @@ def compare_models(labels: Sequence[str] | None, scores: dict[str, dict[str, Any
 
 
 def paired_differences(
-    labels: Sequence[str] | None, baseline: np.ndarray, other: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Any]:
+    labels: Labels, baseline: np.ndarray, other: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Figures:
     """Compare two models by (N,) booleans, whether each ranks a pair as its label does, and (N,) groups or None.
 
     Returns `groups`, `overall` and, with groups, `macro` (the mean over groups), each with `difference`, `interval_95`
@@ -95,7 +90,7 @@ def paired_differences(
     return result
 
 
-def _difference(difference: float, deviations: np.ndarray, p_value: float) -> dict[str, Any]:
+def _difference(difference: float, deviations: np.ndarray, p_value: float) -> Figures:
     bounds = np.clip(difference + np.quantile(deviations, [0.025, 0.975]), -1.0, 1.0)
     low, high = (float(round(bound, 12)) + 0.0 for bound in bounds)  # + 0.0 turns -0.0 into 0.0
     beyond_chance = (low > 0 or high < 0) and p_value < 0.05

@@ -49,10 +49,7 @@ def start_run(plan: StudyPlan, run: Run, environment: dict[str, str], pipe: IO[s
 
 
 def study(plan: StudyPlan, jobs: int = 1, start: Callable[..., None] = start_run) -> None:
-    """Make the runs that are not finished, `jobs` at a time, and write the report.
-
-    Raises ValueError or OSError if the plan cannot be run, the folder holds other runs or is in use, or a run failed.
-    """
+    """Make the unfinished runs, `jobs` at a time, and write the report; ValueError or OSError if that fails."""
     check_runs(plan)
     folder = Path(plan.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -70,8 +70,7 @@ class StudyPlan:
             for run in self.possible_runs():
                 self.noise[run.noise]["rate"]
                 label, options = run.method, self.methods[run.method]
-                method = METHODS.get(options["method"])
-                if method is None:
+                if (method := METHODS.get(options["method"])) is None:
                     raise ValueError(f"methods: {label}: there is no such method; choose one of {', '.join(METHODS)}")
                 fixed = {"max_length", "truncation_mode"} | ({"loss_type", "loss_weights"} if method.loss else set())
                 if wrong := fixed & set(options):

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trl_capo.common.figures import MARKERS, add_legend, choose_fonts, new_figure, save
-from trl_capo.common.text import count, one_line, percent
+from trl_capo.common.figures import MARKERS, new_figure, plot_style, save
+from trl_capo.common.text import count, markdown_table, one_line, percent
 from trl_capo.study.plan import StudyPlan
 from trl_capo.study.results import ALL, Cell, Key, estimate, mean_curve, read_cells, tidy_table, worst_group
 
 STEPS = "steps"
 WIDTH, HEIGHT, LETTER = 6.5, 4.2, 0.075  # of plots, in inches
-LINES = ("-", "--", "-.", ":")
 Cells = Mapping[tuple[str, str], Cell]  # of one number of epochs, by noise and method
 Styles = Mapping[str, dict[str, str]]  # marker and shade of grey of every method
 TABLES = [  # title, measure, format, value that stands for equality with the baseline, whether in the worst group
@@ -41,7 +40,7 @@ def write_report(plan: StudyPlan) -> None:
         f"# Study: {plan.model_name_or_path} on {plan.dataset_name}\n",
         f"All methods are evaluated on the same {len(next(iter(cells.values())).labels):,} test pairs, which have no "
         "injected noise. Brackets contain 95 % bootstrap intervals over seeds and test pairs, or only over test pairs "
-        f"for one seed. Differences and multiples compare with {plan.baseline} on the same pairs and seeds, and * "
+        f"for one seed. Differences and multiples are relative to {plan.baseline} on the same pairs and seeds, and * "
         f"marks intervals that exclude equality. {finished} of {planned} runs are finished.\n",
     ]
     for label, options in (plan.methods | plan.noise).items():
@@ -54,7 +53,7 @@ def write_report(plan: StudyPlan) -> None:
     grouped = table[table["group"] == ALL].astype({"seed": str}).groupby(["method", "noise", "epochs"], sort=False)
     shown = {"seed": ", ".join, "learning_rate": "first", "steps": "first", "seconds": "mean", "peak_memory_mb": "max"}
     made = grouped.agg(shown).round({"seconds": 0}).reset_index()
-    lines += ["## Runs\n", _table([made.columns, *made.to_numpy(dtype=object)]), ""]
+    lines += ["## Runs\n", markdown_table([made.columns, *made.to_numpy(dtype=object)], _cell), ""]
     lines += _learning_rates(plan)
     lines += [f"![{caption}]({plot})" for plot, caption in plot_study(plan, cells, folder).items()]
     versions = table.filter(like="version_").drop_duplicates().rename(columns=lambda name: name[len("version_") :])
@@ -71,7 +70,7 @@ def _tables(plan: StudyPlan, cells: Cells) -> list[str]:
             pairs = [(cells.get((noise, method)), cells.get((noise, plan.baseline))) for noise in noises]
             texts = [_text(cell, base, *table) if cell else None for cell, base in pairs]
             rows += [[method, *(text or "-" for text in texts)]] if any(texts) else []
-        lines.append(f"### {title.format(plan.baseline)}\n\n{_table(rows)}\n")
+        lines.append(f"### {title.format(plan.baseline)}\n\n{markdown_table(rows, _cell)}\n")
     return lines
 
 
@@ -84,8 +83,7 @@ def _text(cell: Cell, base: Cell | None, measure: str, form: str, equality: Any,
         return next((form.format(step) for step, accuracy in mean_curve(cell).items() if accuracy >= best), "never")
     base = None if equality is None else base
     group = worst_group(base or cell) if worst else ALL
-    found = estimate(cell, measure, group, base, ratio=equality == 1)
-    if found is None:
+    if (found := estimate(cell, measure, group, base, ratio=equality == 1)) is None:
         return None
     unit = 100 if measure == "accuracy" and equality != 1 else 1
     value, low, high = (form.format(unit * number) for number in (found.value, found.low, found.high))
@@ -100,7 +98,7 @@ def _noise_rates(table: pd.DataFrame) -> list[str]:
     texts = {key: f"{100 * found:.0f} ({100 * true:.0f})" for key, found, true in rates.mean().dropna().itertuples()}
     runs = dict.fromkeys(key[:2] for key in texts)
     rows = [["", *groups], *([", ".join(run), *(texts.get((*run, group), "-") for group in groups)] for run in runs)]
-    return ["### Noise rate estimated (true), %\n", _table(rows), ""] if runs else []
+    return ["### Noise rate estimated (true), %\n", markdown_table(rows, _cell), ""] if runs else []
 
 
 def _learning_rates(plan: StudyPlan) -> list[str]:
@@ -109,24 +107,18 @@ def _learning_rates(plan: StudyPlan) -> list[str]:
     for budget, found in plan.validation_accuracies().items():
         rows.append([*budget, *(percent(found[r]) + " (chosen)" * (r == selected[budget]) for r in rates)])
     note = f"Mean accuracy on the validation split, %, of the runs that select learning rates (tuning: {plan.tuning})."
-    return ["## Learning rates\n", note, "", _table(rows), ""] if rows[1:] else []
+    return ["## Learning rates\n", note, "", markdown_table(rows, _cell), ""] if rows[1:] else []
 
 
-def _table(rows: Sequence[Sequence[Any]]) -> str:
-    texts = [[f"{cell:g}" if isinstance(cell, float) else one_line(str(cell)) for cell in row] for row in rows]
-    lines = [" | ".join(text.replace("|", "\\|") for text in row) for row in texts]
-    lines.insert(1, " | ".join(["---", *["---:"] * (len(rows[0]) - 1)]))
-    return "\n".join(f"| {line} |" for line in lines)
+def _cell(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else one_line(str(value))
+    return text.replace("|", "\\|")
 
 
 def plot_study(plan: StudyPlan, cells: Mapping[Key, Cell], folder: Path) -> dict[str, str]:
     """Draw all plots for each number of epochs, and return the caption of each file."""
-    import matplotlib
-
-    rules = {"font.family": choose_fonts([*plan.methods, *plan.noise]), "text.parse_math": False}
-    rules |= {"axes.grid": True, "axes.grid.axis": "y", "grid.color": "0.9"}
     captions = {}
-    with matplotlib.rc_context(rules):
+    with plot_style([*plan.methods, *plan.noise]):
         for epochs in sorted({key[0] for key in cells}):
             part = {key[1:]: cell for key, cell in cells.items() if key[0] == epochs}
             noises = [noise for noise in plan.noise if any(noise == key[0] for key in part)]
@@ -139,8 +131,8 @@ def plot_study(plan: StudyPlan, cells: Mapping[Key, Cell], folder: Path) -> dict
                 "steps": ("Reward accuracy over the steps", _over_steps(part, noises, styles)),
             }
             for name, (caption, figure) in figures.items():
-                columns = int(figure.get_figwidth() / (LETTER * max(map(len, methods)) + 0.5))
-                add_legend(figure, ncols=min(5, max(1, columns)))
+                columns = min(5, max(1, int(figure.get_figwidth() / (LETTER * max(map(len, methods)) + 0.5))))
+                figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns)
                 captions[save(figure, folder / f"{name}_{epochs:g}ep.png")] = f"{caption}, {count(epochs, 'epoch')}"
     return captions
 
@@ -154,11 +146,12 @@ def _over_noise(cells: Cells, noises: Sequence[str], styles: Styles, measure: st
         found = estimate(cell, measure)
         errors = [[unit * (found.value - found.low)], [unit * (found.high - found.value)]]
         fill = {"markerfacecolor": "white"} if len(cell.seeds) == 1 else {}
-        axes.errorbar(place, unit * found.value, yerr=errors, capsize=2, linewidth=1.2, **styles[method], **fill)
+        axes.errorbar(place, unit * found.value, yerr=errors, **styles[method], **fill)
     for method, style in styles.items():
         axes.plot([], [], linestyle="none", label=one_line(method), **style)
     axes.set_xticks(range(len(noises)), map(one_line, noises))
     axes.vlines(np.arange(1, len(noises)) - 0.5, 0, 1, color="0.85", transform=axes.get_xaxis_transform())
+    axes.grid(axis="x", visible=False)
     axes.set(ylabel=f"{label} (95 % interval; hollow: one seed)", xlabel="noise in the training labels")
     return figure
 
@@ -166,13 +159,11 @@ def _over_noise(cells: Cells, noises: Sequence[str], styles: Styles, measure: st
 def _over_steps(cells: Cells, noises: Sequence[str], styles: Styles) -> Any:
     """Draw mean validation accuracy over the steps, one panel per noise."""
     figure, panels = new_figure(max(WIDTH, 1.2 + 2.8 * len(noises)), HEIGHT, len(noises))
-    for index, (method, style) in enumerate(styles.items()):
-        line = style | {"linestyle": LINES[index % len(LINES)], "markersize": 4, "linewidth": 1.2}
-        panels[0].plot([], [], label=one_line(method), **line)
-        for axes, noise in zip(panels, noises, strict=True):
+    for axes, noise in zip(panels, noises, strict=True):
+        axes.set_prop_cycle(linestyle=["-", "--", "-.", ":"])
+        axes.set(title=one_line(noise), xlabel="step")
+        for method, style in styles.items():
             curve = mean_curve(cells[noise, method]) if (noise, method) in cells else {}
-            axes.plot(list(curve), [100 * accuracy for accuracy in curve.values()], **line)
-            axes.set_title(one_line(noise), fontsize=10)
-            axes.set_xlabel("step")
+            axes.plot(list(curve), [100 * accuracy for accuracy in curve.values()], label=one_line(method), **style)
     panels[0].set_ylabel("reward accuracy on the validation split, %")
     return figure

@@ -87,8 +87,7 @@ def estimate(
     Both are compared on the same pairs and the seeds that both have. Returns None if there is no such seed, or the
     baseline of a ratio is not positive.
     """
-    seeds = sorted(set(cell.seeds) & set((baseline or cell).seeds))
-    if not seeds:
+    if not (seeds := sorted(set(cell.seeds) & set((baseline or cell).seeds))):
         return None
     ours, theirs = (c.values(measure)[[c.seeds.index(seed) for seed in seeds]] for c in (cell, baseline or cell))
     member = cell.member(group)
