@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+import psutil
+
 from trl_capo import __version__
 from trl_capo.common.command import parse_with_rest, run
 
@@ -21,7 +23,7 @@ LAUNCHED = {
 COMMANDS = LAUNCHED | {
     "noise": "inject noise of a known kind and amount into preference pairs",
     "clean": "remove or repair the pairs whose labels were found to be wrong",
-    "audit": "rank the pairs of a training by how likely their labels are wrong",
+    "audit": "rank the pairs of a run by how likely their labels are wrong",
     "study": "compare methods under noise: a grid of runs, a table, a report and plots",
     "env": "print versions and devices, for bug reports",
 }
@@ -30,23 +32,19 @@ MODULES = {"noise": "trl_capo.data.noise", "clean": "trl_capo.data.clean"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0 for success, 2 for a mistake in the arguments or data."""
-    argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("trl-capo", description="Confidence-aware preference optimization (CAPO).")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, purpose in COMMANDS.items():
         subparsers.add_parser(name, help=purpose, add_help=False)
-    command = parser.parse_known_args(argv)[0].command
-    arguments = argv[argv.index(command) + 1 :]
-    if command == "env":
-        from trl.scripts.env import print_env
-
-        print_env()
+    parsed, arguments = parser.parse_known_args(argv)
+    if parsed.command == "env":
+        import_module("trl.scripts.env").print_env()
         print(f"- trl-capo version: {__version__}\n")
         return 0
-    if command == "train" and {"--dry_run", "--dry-run"} & set(arguments):
+    if parsed.command == "train" and {"--dry_run", "--dry-run"} & set(arguments):
         return import_module("trl_capo.train.dry_run").main(arguments)
-    module = import_module(MODULES.get(command, f"trl_capo.{command}.command"))
-    return run(module.PROG, _launch, module, arguments) if command in LAUNCHED else module.main(arguments)
+    module = import_module(MODULES.get(parsed.command, f"trl_capo.{parsed.command}.command"))
+    return run(module.PROG, _launch, module, arguments) if parsed.command in LAUNCHED else module.main(arguments)
 
 
 def _launch(module: Any, arguments: list[str]) -> int:
@@ -59,8 +57,6 @@ def _launch(module: Any, arguments: list[str]) -> int:
     _, launch_options = parse_with_rest(arguments, module.ARGUMENT_TYPES, module.PROG, module.USAGE)
     options = resolve_accelerate_config_argument(launch_options)
     if not options and not torch.cuda.is_available():  # else accelerate warns, and gives the process one core
-        import psutil
-
         os.environ.setdefault("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False) or 1))
         logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, _forward)
@@ -77,8 +73,6 @@ def _launch(module: Any, arguments: list[str]) -> int:
 
 def _forward(signum: int, frame: object) -> None:
     """Pass a signal on to the launched processes, which save a checkpoint while this one waits for them."""
-    import psutil
-
     started = psutil.Process().children()
     for process in started:
         with contextlib.suppress(psutil.NoSuchProcess):

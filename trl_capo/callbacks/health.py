@@ -1,4 +1,4 @@
-"""Stop a training whose values are no longer finite, and warn about one that does not learn."""
+"""Stop a run whose values are no longer finite, and warn about one that does not learn."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import compress
@@ -92,7 +92,7 @@ def _on_any_process(flags: Iterable[Tensor]) -> bool:
 
 
 class TrainingHealth(TrainerCallback):
-    """Warn, once per sign, if a training does not learn: `CAPOTrainer(..., callbacks=[TrainingHealth()])`."""
+    """Warn, once per sign, if a run does not learn: `CAPOTrainer(..., callbacks=[TrainingHealth()])`."""
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._logs, self._step, self._warned = [], state.global_step, set()

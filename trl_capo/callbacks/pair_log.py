@@ -3,9 +3,8 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +29,7 @@ SCHEMA = pa.schema(_KEYS | dict.fromkeys(MEASURES, pa.float32()))
 BUFFERED_PAIRS = 8192  # rows that wait on each process, about; one takes about 50 bytes of device memory
 
 
-@dataclass(frozen=True)
-class LogInfo:
+class LogInfo(NamedTuple):
     """The training data's number of rows and hash, the options that name them, and whether the reference was used."""
 
     pairs: int
@@ -40,8 +38,7 @@ class LogInfo:
     asks_reference: bool = False
 
 
-@dataclass(frozen=True)
-class Log:
+class Log(NamedTuple):
     """A folder with shards, named after their steps, and `log.json`, which identifies the training data."""
 
     folder: Path
@@ -51,8 +48,7 @@ class Log:
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows in the order of their steps."""
         for shard in self.shards:
-            with pq.ParquetFile(shard) as file:
-                yield from file.iter_batches(columns=columns)
+            yield from pq.ParquetFile(shard).iter_batches(columns=columns)
 
 
 def read_log(folder: Path) -> Log:
@@ -72,8 +68,8 @@ class PairLog(PairCallback):
 
         CAPOTrainer(..., callbacks=[PairLog("logs")])
 
-    `source` are the options that name the data, so that `trl-capo audit` finds them. A resumed training continues the
-    log after its checkpoint; one that starts from the beginning replaces it. The first batch raises what `check` does.
+    `source` are the options that name the data, so that `trl-capo audit` finds them. A resumed run continues the log
+    after its checkpoint; one that starts from the beginning replaces it. The first batch raises what `check` does.
     """
 
     def __init__(self, folder: str | os.PathLike, source: dict[str, Any] | None = None) -> None:
@@ -110,16 +106,16 @@ class PairLog(PairCallback):
             self.on_save(args, state, control)
 
     def _start(self, args, state, train_dataset: Dataset) -> None:
-        """Create the log, or cut off the rows after the step from which the training continues."""
+        """Create the log, or cut off the rows after the step from which the run continues."""
         if self._info is None:
             self.check(train_dataset)
-        info, self._info, self._started = asdict(self._info), None, True
+        info, self._info, self._started = self._info._asdict(), None, True
         if not PartialState().is_main_process:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         shards = sorted(self.folder.glob(SHARDS), reverse=True)
         if shards and state.global_step == 0:
-            logger.warning(f"Replacing the pair log of an earlier training on the same data in {self.folder}.")
+            logger.warning(f"Replacing the pair log of an earlier run on the same data in {self.folder}.")
         for shard in shards:  # the last one first, so that an interruption leaves no gap
             if int(shard.stem.split("-")[-1]) > state.global_step:
                 self._write(pq.read_table(shard, filters=[("step", "<=", state.global_step)]))

@@ -1,4 +1,4 @@
-"""Save a checkpoint when a training receives SIGTERM, as Slurm sends it before preemption and time limits."""
+"""Save a checkpoint when a run receives SIGTERM, as Slurm sends it before preemption and time limits."""
 
 import logging
 import os
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)  # that of Accelerate needs its state, whic
 
 
 class CheckpointOnSigterm(TrainerCallback):
-    """Finish the step, save a complete checkpoint and end the training when one of its processes receives SIGTERM.
+    """Finish the step, save a complete checkpoint and end the run when one of its processes receives SIGTERM.
 
         CAPOTrainer(..., callbacks=[CheckpointOnSigterm()])
 
     `save_only_model` and `save_total_limit` do not apply to that checkpoint, and an evaluation that is due is skipped.
     In the last step SIGTERM is ignored, as the finished model is saved anyway. Afterwards, `stopped` says whether the
-    training ended early.
+    run ended early.
     """
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:

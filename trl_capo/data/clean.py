@@ -7,7 +7,6 @@ Decisions made by hand override rules on scores, and where two rules overlap, pa
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -15,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, Value
 
 from trl_capo.common.command import parse, run
@@ -66,7 +63,7 @@ def clean(
         raise ValueError("every pair would be dropped. Drop fewer.")
     cleaned = swap_answers(dataset.with_format(None), np.flatnonzero(flips))
     if cleaned.features.get(IS_NOISY) == Value("bool"):
-        truth = pc.xor(pa.array(cleaned[IS_NOISY][:], pa.bool_()), pa.array(flips)).to_pylist()
+        truth = [old if old is None else old ^ flip for old, flip in zip(cleaned[IS_NOISY], flips, strict=True)]
         cleaned = cleaned.remove_columns(IS_NOISY).add_column(IS_NOISY, truth, feature=Value("bool"))
     if rules.weight:
         wrong = plan["score"].where(plan["decision"] == "keep", 1 - plan["score"])
@@ -84,35 +81,33 @@ def read_table(option: str, name: str, dataset: Dataset) -> pd.DataFrame:
     The column `pair` becomes the index; the last line on a pair counts. `note` and `reasons` may be missing. Raises
     ValueError if the file cannot be read, or was made for other data.
     """
-    table, scored = load_pairs(name, option=option)["train"].to_pandas(), option == "suspects"
-    column = "score" if scored else "decision"
-    valid = (lambda score: 0 <= score <= 1) if scored else DECISIONS.__contains__
-    rows, values = (table.get(key, pd.Series([None])) for key in ("pair", column))
-    if not (rows.isin(range(len(dataset))).all() and values.notna().all() and values.map(valid).all()):
+    column, more = ("score", "reasons") if option == "suspects" else ("decision", "note")
+    table = load_pairs(name, option=option)["train"].to_pandas()
+    table = table.reindex(columns=["pair", column, more, "fingerprint"])
+    valid = table[column].between(0, 1) if column == "score" else table[column].isin(DECISIONS)
+    if not (valid & table["pair"].isin(range(len(dataset)))).all():
         raise ValueError(f"{option}={name!r}: a line has no 'pair' of the data, or no valid {column!r}.")
-    prints = set(table["fingerprint"].dropna()) if "fingerprint" in table else set()
+    prints = set(table["fingerprint"].dropna())
     if prints - {fingerprint(dataset)}:
         raise ValueError(f"{option}={name!r} was made for other data (fingerprint). Give the data that were audited.")
     if not prints:
         logger.warning(f"{option}={name!r} has no fingerprint, so nothing shows whether it was made for these data.")
     table = table.drop_duplicates("pair", keep="last").set_index("pair")
-    if "reasons" in table:
-        table["reasons"] = [[why] if isinstance(why, str) else list(why) for why in table["reasons"].fillna("")]
-    return table.sort_values("score", ascending=False, kind="stable") if scored else table
+    return table.sort_values("score", ascending=False, kind="stable") if column == "score" else table
 
 
 def _plan(rows: int, decisions: Table, suspects: Table, rules: CleanArguments) -> pd.DataFrame:
     plan = pd.DataFrame({"decision": "keep", "why": "", "score": np.nan}, index=pd.RangeIndex(rows, name="pair"))
     if suspects is not None:
         plan.loc[suspects.index, "score"] = suspects["score"]
-        reasons = suspects.get("reasons", pd.Series([[]] * len(suspects), suspects.index))
+        reasons = suspects.reindex(columns=["reasons"])["reasons"].explode().dropna().groupby(level=0).agg(list)
         for option in RULES:
             if getattr(rules, option) is not None:
                 worst, why = _select(option, getattr(rules, option), suspects["score"], rows)
                 plan.loc[worst, "decision"] = option.partition("_")[0]
-                plan.loc[worst, "why"] = ["; ".join([why, *found]) for found in reasons[worst]]
+                plan.loc[worst, "why"] = ["; ".join([why, *reasons.get(pair, [])]) for pair in worst]
     if decisions is not None:
-        notes = decisions.get("note", pd.Series(None, decisions.index, dtype=object))
+        notes = decisions.reindex(columns=["note"])["note"].astype("string")
         plan.loc[decisions.index, "decision"] = decisions["decision"]
         plan.loc[decisions.index, "why"] = "decided by hand" + (": " + notes).fillna("")
     return plan
@@ -142,16 +137,16 @@ def _run(argv: Sequence[str]) -> None:
     splits, dataset = load_splits(data)
     for warning in check_pairs(dataset, data.dataset_split):
         logger.warning(warning)
-    decisions = read_table("decisions", args.decisions, dataset) if args.decisions else None
-    suspects = read_table("suspects", args.suspects, dataset) if args.suspects else None
-    cleaned, plan = clean(dataset, decisions=decisions, suspects=suspects, rules=args)
+    files = {"decisions": args.decisions, "suspects": args.suspects}
+    tables = {option: read_table(option, name, dataset) for option, name in files.items() if name}
+    cleaned, plan = clean(dataset, **tables, rules=args)
     marks = pd.DataFrame({decision: plan["decision"] == decision for decision in DECISIONS})
     record = count_changes(data, dataset, marks, list(DECISIONS.values())) | asdict(args)
     record["fingerprint"] = fingerprint(dataset)
     if args.weight:
         print(f"Mean weight of the {len(cleaned):,} pairs that are left: {np.mean(cleaned[WEIGHT]):.3f}.")
-    if suspects is not None and len(suspects) < len(plan):
-        print(f"{len(plan) - len(suspects):,} of {len(plan):,} pairs have no score; no rule applies to them.")
+    if "suspects" in tables and plan["score"].isna().any():
+        print(f"{plan['score'].isna().sum():,} of {len(plan):,} pairs have no score; no rule applies to them.")
     changed = plan[plan["decision"] != "keep"].reset_index()
     ids = dataset.select(changed["pair"])["id"] if "id" in dataset.column_names else [None] * len(changed)
     ids = [name if isinstance(name, int | str | None) else str(name) for name in ids]
@@ -160,5 +155,5 @@ def _run(argv: Sequence[str]) -> None:
     save_splits(data, {**splits, data.dataset_split: cleaned}, {"clean.json": record, "changes.jsonl": changes})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run("trl-capo clean", _run, sys.argv[1:] if argv is None else argv)
+def main(argv: Sequence[str]) -> int:
+    return run("trl-capo clean", _run, argv)

@@ -55,7 +55,6 @@ def replace_answers(dataset: Dataset, side: str, rows: np.ndarray, answers: list
 
 
 def _paired_columns(dataset: Dataset) -> dict[str, str]:
-    """Map each column of the chosen answer to its counterpart of the rejected one."""
     pairs = {name: name.replace("chosen", "rejected") for name in dataset.column_names if "chosen" in name}
     return {chosen: rejected for chosen, rejected in pairs.items() if rejected in dataset.column_names}
 

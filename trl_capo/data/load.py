@@ -1,12 +1,10 @@
 """Load preference pairs by hub name, local folder or file, and TRL's mixtures, and check them before a model loads.
 
-The checks run on Arrow columns in one pass; only messages with more than a role and text are read one by one. A stream
-is checked by its first rows, since it can be read only once.
+A stream is checked by its first rows, since it can be read only once.
 """
 
 import dataclasses
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +27,7 @@ _COLUMNS = ("prompt", "chosen", "rejected")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
-def load_pairs(
-    name: str, *, config: str | None = None, streaming: bool = False, option: str = "dataset_name"
-) -> Mapping[str, Any]:
+def load_pairs(name: str, *, config: str | None = None, streaming: bool = False, option: str = "dataset_name") -> dict:
     """Load the splits of a data set; raise ValueError if nothing can be found or read there.
 
     `name` is a hub name (of which `config` is a configuration), a folder of data files or of `save_to_disk`, or a
@@ -62,7 +58,6 @@ def load_mixture(dataset_args: DatasetMixtureConfig, seed: int) -> Mapping[str, 
     """Load a mixture as `trl.get_dataset` does, except that entries may be files and that the test split is seeded.
 
     TRL draws the split of `test_split_size` without a seed, so every process, and every resumed run, gets another one.
-    Raises ValueError if an entry cannot be read, the entries do not fit together, or the split is impossible.
     """
     size, streaming, entries = dataset_args.test_split_size, dataset_args.streaming, []
     if streaming and size is not None:
@@ -104,43 +99,36 @@ def check_pairs(dataset: Dataset | IterableDataset, name: str) -> list[str]:
     A null is an error. An empty answer, equal answers, or no prompt are a warning, and an error if all rows have them.
     `chosen`, `rejected` and usually `prompt` must all be text, or all lists of messages.
     """
-    rows = _first_rows(dataset) if isinstance(dataset, IterableDataset) else dataset
-    if problem := _column_problem(rows):
-        raise ValueError(f"{name}: {problem}.")
-    columns = [column for column in _COLUMNS if column in rows.column_names]
-    found: dict[str, list[int]] = defaultdict(list)
-    for number, batch in enumerate(rows.select_columns(columns).with_format("arrow").iter(_BATCH)):
+    if isinstance(dataset, IterableDataset):
+        rows = [{key: value for key, value in row.items() if key in _COLUMNS} for row in dataset.take(STREAM_ROWS)]
+        features = dataset.features and rows and datasets.Features({key: dataset.features[key] for key in rows[0]})
+        dataset = Dataset.from_list(rows, features or None)
+    _check_columns(dataset, name)
+    columns, found = [column for column in _COLUMNS if column in dataset.column_names], {}
+    for number, batch in enumerate(dataset.select_columns(columns).with_format("arrow").iter(_BATCH)):
         arrays = {column: batch[column].combine_chunks() for column in columns}
         texts = {column: _join(array) if pa.types.is_nested(array.type) else array for column, array in arrays.items()}
         for problem, mask in _row_problems(texts):
-            found[problem] += (np.flatnonzero(mask.fill_null(False)) + number * _BATCH).tolist()
+            found.setdefault(problem, []).extend(np.flatnonzero(mask.fill_null(False)) + number * _BATCH)
     errors, warnings = [], []
     for problem, indices in found.items():
         if indices:
-            line = f"{problem} in {len(indices):,} of {len(rows):,} rows (row {first_few(indices)})"
-            (errors if "null" in problem or len(indices) == len(rows) else warnings).append(line)
+            line = f"{problem} in {len(indices):,} of {len(dataset):,} rows (row {first_few(indices)})"
+            (errors if "null" in problem or len(indices) == len(dataset) else warnings).append(line)
     if errors:
         raise ValueError(f"{name} cannot be used: {'; '.join(errors)}.")
     return [f"{name}: {line}" for line in warnings]
 
 
-def _first_rows(dataset: IterableDataset) -> Dataset:
-    rows = [{key: value for key, value in row.items() if key in _COLUMNS} for row in dataset.take(STREAM_ROWS)]
-    features = dataset.features and rows and datasets.Features({key: dataset.features[key] for key in rows[0]})
-    return Dataset.from_list(rows, features or None)
-
-
-def _column_problem(rows: Dataset) -> str | None:
+def _check_columns(rows: Dataset, name: str) -> None:
     if not len(rows):
-        return "it has no rows"
-    missing = [column for column in ("chosen", "rejected") if column not in rows.column_names]
-    if missing:
-        return f"it has no column {' and no column '.join(missing)}, only {', '.join(rows.column_names)}. Rename them"
+        raise ValueError(f"{name}: it has no rows.")
+    if missing := " and no column ".join(sorted({"chosen", "rejected"} - set(rows.column_names))):
+        raise ValueError(f"{name}: it has no column {missing}, only {', '.join(rows.column_names)}. Rename them.")
     formats = {column: _format(rows.features[column]) for column in _COLUMNS if column in rows.column_names}
     if set(formats.values()) not in ({"text"}, {"messages"}):
-        given = ", ".join(f"{column} is {form}" for column, form in formats.items())
-        return f"{given}. Give text in all three columns, or lists of messages with `role` and `content`"
-    return None
+        given = f"{name}: " + ", ".join(f"{column} is {form}" for column, form in formats.items())
+        raise ValueError(f"{given}. Give text in all three columns, or lists of messages with `role` and `content`.")
 
 
 def _format(feature: Any) -> str:
@@ -169,12 +157,8 @@ def _join(lists: pa.Array) -> pa.Array:
     if {(field.name, field.type) for field in messages.type} == {("role", pa.string()), ("content", pa.string())}:
         contents = messages.field("content").fill_null("")
     else:
-        contents = pa.array(map(_content, messages.to_pylist()), pa.string())
+        kept = ({key: part for key, part in turn.items() if key != "role" and part} for turn in messages.to_pylist())
+        contents = pa.array([json.dumps(own, sort_keys=True, default=str) if own else "" for own in kept], pa.string())
     lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
     offsets = pa.array(np.append(0, lengths.cumsum()), pa.int32())
     return pc.if_else(lists.is_null(), None, pc.binary_join(pa.ListArray.from_arrays(offsets, contents), "\n"))
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    given = {key: value for key, value in message.items() if key != "role" and value}
-    return json.dumps(given, sort_keys=True, default=str) if given else ""

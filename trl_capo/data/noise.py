@@ -9,8 +9,8 @@ at one rate also change at every higher one. docs/noise.md describes the kinds. 
 import json
 import logging
 import math
-import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import compress
 from typing import Any
@@ -28,7 +28,6 @@ from trl_capo.data.load import check_pairs
 logger = logging.getLogger(__name__)
 
 Rate = float | Mapping[str, float]
-Answer = str | list[Mapping[str, Any]]
 KINDS = ("flip", "flip_ambiguous", "near_tie", "wrong_language")
 IS_NOISY = "is_noisy"
 AMBIGUITY = 2.0  # fall of the log-odds of a flip over one mean |score|
@@ -51,8 +50,7 @@ def inject_noise(
     rejected a copy of chosen with one letter doubled; "wrong_language" takes chosen from another group. The last two
     make an implicit prompt a column. `rate` is the share of the pairs to change, in [0, 1), or a mapping from groups
     to shares; "*" stands for all groups that are not named, which otherwise do not change. `group_column` is "auto"
-    for `language` if there is one, or None; only "flip_ambiguous" has a `score_column`. Raises ValueError for options
-    that are invalid or do not fit the data.
+    for `language` if there is one, or None; only "flip_ambiguous" has a `score_column`.
     """
     rate = check_rate(rate)
     if kind not in KINDS:
@@ -120,13 +118,11 @@ def _fall_with_scores(rates: np.ndarray, data: Dataset, column: str, labels: lis
 
 def check_rate(rate: Any, option: str = "rate") -> Rate:
     """Return the rate, which may be JSON; raise ValueError unless it is a share in [0, 1), or one for each group."""
-    try:
+    with suppress(TypeError, ValueError):
         rate = json.loads(rate) if isinstance(rate, str) else rate
         shares = list(rate.values()) if isinstance(rate, Mapping) else [rate]
         if shares and all(0 <= share < 1 for share in shares):
             return rate
-    except (TypeError, ValueError):
-        pass
     raise ValueError(f"{option}={rate!r}: give the {_RATE}.")
 
 
@@ -142,11 +138,10 @@ def _row_rates(rate: Rate, count: int, labels: Sequence[str] | None) -> np.ndarr
     return np.array([shares.get(label, shares.get("*", 0.0)) for label in labels])
 
 
-def _wrong_languages(data: Dataset, rows: np.ndarray, places: np.ndarray, labels: np.ndarray) -> list[Answer | None]:
+def _wrong_languages(data: Dataset, rows: np.ndarray, places: np.ndarray, labels: np.ndarray) -> list[Any]:
     """Return for each row a chosen answer of another group, of the same prompt if possible, else None."""
-    prompts = ([prompt] if isinstance(prompt, str) else prompt for prompt in data["prompt"])
     # System messages do not count, since they may name the language.
-    asked = ([turn for turn in prompt if isinstance(turn, str) or turn["role"] != "system"] for prompt in prompts)
+    asked = (p if isinstance(p, str) else [turn for turn in p if turn["role"] != "system"] for p in data["prompt"])
     chosen, questions = data["chosen"], pd.Series([json.dumps(turns, sort_keys=True, default=str) for turns in asked])
     asking, order = questions.groupby(questions).indices, np.argsort(labels, kind="stable")
     others = {name: np.append(order[labels[order] > name], order[labels[order] < name]) for name in set(labels)}
@@ -182,8 +177,6 @@ class NoiseArguments:
 
 @dataclass
 class NoiseCommandArguments:
-    """Which noise to inject."""
-
     kind: str = field(metadata={"help": f"Kind of noise: {', '.join(KINDS)}."})
     rate: float | str | dict | None = field(metadata={"help": f"The {_RATE}."})
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
@@ -199,5 +192,5 @@ def _run(argv: Sequence[str]) -> None:
     edit.save_splits(data, {**splits, data.dataset_split: noisy}, {"noise.json": record | asdict(noise)})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run("trl-capo noise", _run, sys.argv[1:] if argv is None else argv)
+def main(argv: Sequence[str]) -> int:
+    return run("trl-capo noise", _run, argv)

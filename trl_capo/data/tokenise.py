@@ -6,8 +6,7 @@ sequences (prompt and completion).
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from datasets import Dataset
@@ -21,8 +20,7 @@ SHOWN_GROUPS = 24
 CUT_SHARE = 0.01  # a warning names the groups that lose tokens in at least this share of their pairs
 
 
-@dataclass(frozen=True)
-class TokenisedPair:
+class TokenisedPair(NamedTuple):
     """Token ids of a pair; both completions end in the end-of-sequence token."""
 
     prompt: list[int]
@@ -34,8 +32,7 @@ def tokenise(pair: Mapping[str, Any], tokenizer: Any) -> TokenisedPair:
     """Tokenise a pair in TRL's standard or conversational format, with or without an explicit prompt.
 
     Prompt and completion are tokenised together and divided where they first differ from the tokenised prompt. The
-    chat template receives the pair's `tools` (a list, or JSON text) and `chat_template_kwargs`. Raises ValueError,
-    TypeError or jinja2.TemplateError if the tokenizer or its chat template cannot handle the pair.
+    chat template receives the pair's `tools` (a list, or JSON text) and `chat_template_kwargs`.
     """
     pair = pair if "prompt" in pair else {**pair, **extract_prompt(dict(pair))}
     if is_conversational(pair):
@@ -78,8 +75,7 @@ def measure_lengths(
 
     Returns a row per group, `ALL_PAIRS` last: number of `pairs`; `median`, `p95`, `p99` and `longest` in tokens; share
     of pairs `cut` by `max_length`, and number of pairs whose prompt alone is `too_long`; `cost`, the tokens per
-    character of the completions, or of the whole text without a prompt column. Raises `ValueError` if a pair cannot be
-    tokenised.
+    character of the completions, or of the whole text without a prompt column.
     """
     measured = []
     for row, pair in zip(rows, tokenise_rows(rows, tokenizer, name), strict=True):
@@ -118,7 +114,7 @@ def length_table(summary: pd.DataFrame, group_name: str) -> list[list[str]]:
 
 
 def length_warnings(summary: pd.DataFrame, max_length: int | None, *, drops: bool) -> list[str]:
-    """Name the groups that lose tokens, and those whose pairs the training drops (`drops`) for too long a prompt."""
+    """Name the groups that lose tokens, and those whose pairs training drops (`drops`) for too long a prompt."""
     warnings, summary = [], summary.sort_values("cut", ascending=False, kind="stable")
     cut = [f"{one_line(group)} {share:.1%}" for group, share in summary["cut"].items() if share >= CUT_SHARE]
     if cut:
@@ -126,9 +122,7 @@ def length_warnings(summary: pd.DataFrame, max_length: int | None, *, drops: boo
             f"max_length={max_length} cuts pairs ({first_few(cut, 8)}), and what it cuts off is not learned. With "
             f"max_length={summary['p99'].max():.0f} at least 99% of the pairs of every group stay whole."
         )
-    dropped = [f"{one_line(group)} {count:,.0f}" for group, count in summary["too_long"].items() if count]
+    dropped = first_few((f"{one_line(name)} {count:,.0f}" for name, count in summary["too_long"].items() if count), 8)
     if drops and dropped:
-        warnings.append(
-            f"max_length={max_length}: the training drops pairs whose prompt alone fills it ({first_few(dropped, 8)})."
-        )
+        warnings.append(f"max_length={max_length}: training drops pairs whose prompt alone fills it ({dropped}).")
     return warnings

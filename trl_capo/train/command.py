@@ -1,4 +1,4 @@
-"""`trl-capo train`: what each process of a training does, with the arguments and YAML files of `trl dpo`."""
+"""`trl-capo train`: what each training process does, with the arguments and YAML files of `trl dpo`."""
 
 import sys
 from collections.abc import Sequence
@@ -30,8 +30,6 @@ _PAIR_LOG = "Log every pair of every step for `trl-capo audit`: true for output_
 
 @dataclass
 class TrainArguments:
-    """Options of the command itself."""
-
     pair_log: str | None = field(default=None, metadata={"nargs": "?", "const": "true", "help": _PAIR_LOG})
     dry_run: bool = field(default=False, metadata={"help": "Print a report on options, data and memory instead."})
 
@@ -40,7 +38,7 @@ ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one process of a training; return 0, 1 (values are not finite), 2 (mistake of the user) or 143 (SIGTERM)."""
+    """Run one training process; return 0, 1 (values are not finite), 2 (mistake of the user) or 143 (SIGTERM)."""
     prepared: list[Any] = []
     if run(PROG, _prepare, sys.argv[1:] if argv is None else argv, prepared):
         return 2
@@ -69,11 +67,14 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
         raise ValueError("dry_run: give it as an option on the command line, `trl-capo train --dry_run`.")
     hub = {"revision": model_args.model_revision, "trust_remote_code": args.trust_remote_code}
     try:
-        AutoConfig.from_pretrained(model_args.model_name_or_path, **hub)
+        AutoConfig.from_pretrained(model := model_args.model_name_or_path, **hub)
     except (OSError, ValueError) as error:
-        reason = model_problem(model_args.model_name_or_path, error)
-        raise ValueError(f"model_name_or_path={model_args.model_name_or_path!r}: {reason}") from error
-    args.resume_from_checkpoint = _find_checkpoint(args)
+        raise ValueError(f"model_name_or_path={model!r}: {model_problem(model, error)}") from error
+    resume = str(args.resume_from_checkpoint)
+    if resume.lower() in ("none", "false", "true"):
+        args.resume_from_checkpoint = last_complete_checkpoint(args.output_dir) if resume.lower() == "true" else None
+    elif not Path(resume, TRAINER_STATE_NAME).is_file():
+        raise ValueError(f"resume_from_checkpoint={resume!r} is no checkpoint. `true` finds the last complete one.")
     train_dataset, eval_dataset = load_data(script_args, args, dataset_args, noise_args)
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
     for name in data if processes().is_local_main_process else ():
@@ -97,16 +98,6 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
     prepared += [trainer, callbacks[0], script_args.dataset_name]
 
 
-def _find_checkpoint(args: CAPOConfig) -> str | None:
-    """Resolve `resume_from_checkpoint`; `true` stands for the last complete checkpoint, if there is one."""
-    name = str(args.resume_from_checkpoint)
-    if name.lower() in ("none", "false", "true"):
-        return last_complete_checkpoint(args.output_dir) if name.lower() == "true" else None
-    if not Path(name, TRAINER_STATE_NAME).is_file():
-        raise ValueError(f"resume_from_checkpoint={name!r} is no checkpoint. `true` finds the last complete one.")
-    return name
-
-
 def load_data(data: ScriptArguments, args: CAPOConfig, mixture: DatasetMixtureConfig, noise: NoiseArguments) -> tuple:
     """Load the data to train on, with the noise to inject, and those to evaluate on (None without evaluation)."""
     if mixture.datasets:
@@ -115,16 +106,13 @@ def load_data(data: ScriptArguments, args: CAPOConfig, mixture: DatasetMixtureCo
         splits = load_pairs(data.dataset_name, config=data.dataset_config, streaming=data.dataset_streaming)
     else:
         raise ValueError("dataset_name is missing: give a hub name, a folder or a file, or a mixture in `datasets`.")
-    train_dataset, eval_dataset = select_split(splits, data.dataset_train_split, "dataset_train_split"), None
-    if args.eval_strategy != "no":
-        eval_dataset = select_split(splits, data.dataset_test_split, "dataset_test_split")
+    train = select_split(splits, data.dataset_train_split, "dataset_train_split")
+    test = None if args.eval_strategy == "no" else select_split(splits, data.dataset_test_split, "dataset_test_split")
     if noise.inject_noise is not None:
-        options = {"seed": noise.inject_seed, "score_column": noise.inject_score_column}
-        options["group_column"] = args.group_column
-        train_dataset = inject_noise(train_dataset, noise.inject_noise, noise.inject_rate, **options)
-        noisy = sum(train_dataset[IS_NOISY])
-        logger.warning(f"inject_noise changed {noisy:,} of {len(train_dataset):,} training pairs.")
-    return train_dataset, eval_dataset
+        options = {"group_column": args.group_column, "score_column": noise.inject_score_column}
+        train = inject_noise(train, noise.inject_noise, noise.inject_rate, seed=noise.inject_seed, **options)
+        logger.warning(f"inject_noise changed {sum(train[IS_NOISY]):,} of {len(train):,} training pairs.")
+    return train, test
 
 
 if __name__ == "__main__":

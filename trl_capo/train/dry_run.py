@@ -1,7 +1,7 @@
-"""`trl-capo train --dry_run`: check the options and the data of a training, and estimate its steps and memory.
+"""`trl-capo train --dry_run`: check the options and the data of a training run, and estimate its steps and memory.
 
 Nothing is trained or written, and no weights are loaded: config and tokenizer stand for the model. The first error
-ends the dry run. Not covered: what only the trainer's constructor or a running training can refuse.
+ends the dry run. Not covered: what only the trainer's constructor or training itself can refuse.
 """
 
 import math
@@ -34,7 +34,6 @@ FULL = 0.9  # an estimate above this share of the memory is a warning
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what a training with these options would do; return 0, or 2 for an error."""
     return run(PROG, dry_run, argv)
 
 
@@ -74,13 +73,12 @@ def dry_run(argv: Sequence[str]) -> None:
 
 def launched_processes(words: Sequence[str]) -> dict[str, Any]:
     """Return how many `processes` these options of `accelerate launch` start, and their `sharding` of the model."""
-    options = launch_command_parser().parse_args([*resolve_accelerate_config_argument(list(words)), "none.py"])
-    named = options.config_file or (default_config_file if isfile(default_config_file) else None)
-    file = vars(load_config_from_file(named)) if named else {}
-    number, kind = options.num_processes or file.get("num_processes") or 1, file.get("distributed_type")
-    sharding = "fsdp2" if options.use_fsdp or kind == "FSDP" else "ddp" if number > 1 else "none"
-    if options.use_deepspeed or kind == "DEEPSPEED":
-        stage = options.zero_stage or (file.get("deepspeed_config") or {}).get("zero_stage")
+    args = launch_command_parser().parse_args([*resolve_accelerate_config_argument(list(words)), "none.py"])
+    file = vars(load_config_from_file(args.config_file)) if args.config_file or isfile(default_config_file) else {}
+    number, kind = args.num_processes or file.get("num_processes") or 1, file.get("distributed_type")
+    sharding = "fsdp2" if args.use_fsdp or kind == "FSDP" else "ddp" if number > 1 else "none"
+    if args.use_deepspeed or kind == "DEEPSPEED":
+        stage = args.zero_stage or (file.get("deepspeed_config") or {}).get("zero_stage")
         sharding = "zero3" if stage == 3 else "zero2"
     return {"processes": number, "sharding": sharding}
 
@@ -92,7 +90,6 @@ def _show(title: str, lines: Sequence[str]) -> None:
 
 
 def _settings(parsed: Sequence[Any]) -> Iterator[str]:
-    """Yield the options that differ from their defaults; access tokens are hidden."""
     for options in parsed:
         defaults = CAPOConfig(use_cpu=True, bf16=False) if isinstance(options, CAPOConfig) else type(options)()
         for name, value in ((field.name, getattr(options, field.name)) for field in fields(options)):
@@ -122,16 +119,13 @@ def _steps(args: CAPOConfig, pairs: int | None, processes: int) -> str:
     return f"{count(steps, 'optimiser step')} of {count(size, 'pair')} ({parts}), {epochs}"
 
 
-def _memory(
-    args: CAPOConfig, model_args: ModelConfig, config: Any, tokens: int, launch: dict[str, Any], warnings: list[str]
-) -> list[str]:
+def _memory(args: CAPOConfig, model_args: ModelConfig, config: Any, tokens: int, launch: dict, warnings: list) -> list:
     """Describe the estimate, and add a warning if this machine has too little memory."""
     try:
         shape = model_shape(config)
     except (AttributeError, ValueError) as error:  # no attention, or code of its own
         return [f"unknown, since the estimate does not cover this model ({error})"]
-    peft_config = get_peft_config(model_args)
-    shape = shape if peft_config is None else model_shape(config, peft_config)
+    shape = model_shape(config, get_peft_config(model_args)) if model_args.use_peft else shape
     dtype = (args.model_init_kwargs or {}).get("dtype", model_args.dtype)
     dtype = config.dtype or torch.float32 if dtype in (None, "auto") else getattr(torch, dtype)
     sizes = estimate(shape, args, model_args, tokens=tokens, weight_bytes=dtype.itemsize, **launch)
@@ -141,7 +135,7 @@ def _memory(
         memory = torch.cuda.mem_get_info()[1]
     if total > FULL * memory:
         warnings.append(
-            f"the training needs about {_size(total)} per device of {_size(memory)}. Try a smaller max_length or "
+            f"the run needs about {_size(total)} per device of {_size(memory)}. Try a smaller max_length or "
             "per_device_train_batch_size, gradient_checkpointing, precompute_ref_log_probs, LoRA or sharding."
         )
     return [

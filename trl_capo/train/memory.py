@@ -1,11 +1,11 @@
-"""Estimate the peak memory per device of a preference training, from the shape of its model and its settings.
+"""Estimate the peak memory per device of a preference-tuning run, from the shape of its model and its settings.
 
-docs/dry_run.md explains each term with its source and compares estimates with measured trainings. The terms are summed
+docs/dry_run.md explains each term with its source and compares estimates with measured runs. The terms are summed
 as if all of them peaked together. Not counted: CUDA context, communication buffers, fragmentation, evaluation.
 """
 
 import math
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -18,8 +18,7 @@ TILE_TOKENS, TILE_WORDS = 4096, 32768  # TRL's fused head computes the logits in
 CPU_TILES = 8  # float32 copies of a tile that a CPU needs at a time (measured)
 
 
-@dataclass(frozen=True)
-class ModelShape:
+class ModelShape(NamedTuple):
     """Counts of parameters (first line), widths in features, and the number of layers."""
 
     parameters: int
@@ -46,9 +45,8 @@ def model_shape(config: PretrainedConfig, peft_config: PeftConfig | None = None)
         model = AutoModelForCausalLM.from_config(config) if architecture is None else architecture(config)
     linear = {module for module in model.modules() if isinstance(module, nn.Linear)} - {model.get_output_embeddings()}
     width = options.get("head_dim") or text.hidden_size // text.num_attention_heads
-    inner = options.get("intermediate_size") or 4 * text.hidden_size
-    if options.get("moe_intermediate_size"):
-        inner = options["moe_intermediate_size"] * (options.get("num_experts_per_tok") or 1)
+    inner = (options.get("moe_intermediate_size") or 0) * (options.get("num_experts_per_tok") or 1)
+    inner = inner or options.get("intermediate_size") or 4 * text.hidden_size
     shape = ModelShape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         linear=sum(module.weight.numel() for module in linear),
@@ -63,10 +61,9 @@ def model_shape(config: PretrainedConfig, peft_config: PeftConfig | None = None)
         return shape
     with torch.device("meta"):
         adapted = get_peft_model(model, peft_config)
-    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     lora = [module for module in adapted.modules() if hasattr(module, "lora_A") and hasattr(module, "in_features")]
     inputs = math.ceil(sum(module.in_features for module in lora) / shape.layers)
-    return replace(shape, adapter=trained, adapter_inputs=inputs)
+    return shape._replace(adapter=adapted.get_nb_trainable_parameters()[0], adapter_inputs=inputs)
 
 
 def estimate(
