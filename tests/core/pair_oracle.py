@@ -31,7 +31,7 @@ def tokens(row) -> list[list[int]]:
 
 
 def score_pairs(policy, reference, rows, limit=10**6) -> list[tuple[str | None, dict]]:
-    """TRL's keys for each pair that has room for an answer, and its group."""
+    """The group of each pair that has room for an answer, TRL's keys, and the policy's lead per token."""
     scored = []
     for row in rows:
         prompt, *answers = tokens(row)
@@ -47,6 +47,7 @@ def score_pairs(policy, reference, rows, limit=10**6) -> list[tuple[str | None, 
         margin = rewards["rewards/chosen"] - rewards["rewards/rejected"]
         figures = rewards | {"rewards/margins": margin, "rewards/accuracies": float(margin > 0)}
         figures |= {"logps/chosen": chosen, "logps/rejected": rejected, "ties": float(margin == 0)}
+        figures["lead"] = float(parts[0][0].mean() - parts[0][1].mean())
         scored.append((row.get("language"), figures))
     return scored
 

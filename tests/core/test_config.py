@@ -15,6 +15,7 @@ REFUSED = [
     ({"loss_type": ["ipo"]}, ["loss_type=['ipo']", "sigmoid", "noise_rate=0"]),
     ({"use_weighting": True}, ["use_weighting=True", "WPO", "noise_rate=0"]),
     ({"label_smoothing": 0.2}, ["label_smoothing=0.2", "noise_rate", "robust"]),
+    ({"padding_free": True, "disable_dropout": False}, ["padding_free=True", "dropout of its prompt"]),
     ({"noise_rate": 2, "beta": -1, "label_smoothing": 0.1}, ["noise_rate=2", "beta=-1", "label_smoothing=0.1"]),
 ]
 

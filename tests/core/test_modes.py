@@ -34,6 +34,14 @@ OPTIONS = [
     {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 0.2]},
     {"gradient_checkpointing": True},
     {"precompute_ref_log_probs": True},
+    AUTO | {"padding_free": True, "use_reference_margin": True},
+    {"padding_free": True, "ld_alpha": 0.3, "gradient_checkpointing": True},
+    {
+        "padding_free": True,
+        "precompute_ref_log_probs": True,
+        "loss_type": ["sigmoid", "sft"],
+        "loss_weights": [1, 0.2],
+    },
 ]
 
 
@@ -83,7 +91,12 @@ def test_streaming_data(make_args, model_dir, other_model_dir, pairs):
     train_and_compare(model_dir, load(other_model_dir), pairs, args, stream, ref_model=load(other_model_dir))
 
 
-@pytest.mark.parametrize("options", [{"bf16": True}, {"model_init_kwargs": {"dtype": "bfloat16"}}], ids=str)
+BF16 = {"bf16": True}
+
+
+@pytest.mark.parametrize(
+    "options", [BF16, BF16 | {"padding_free": True}, {"model_init_kwargs": {"dtype": "bfloat16"}}], ids=str
+)
 def test_bfloat16(make_args, model_dir, other_model_dir, pairs, options):
     """bfloat16 keeps 8 bits: sums of some 60 log-probs are right to about 0.1, and with beta 0.05 so is the loss."""
     dtype = torch.float32 if "bf16" in options else torch.bfloat16
@@ -92,7 +105,7 @@ def test_bfloat16(make_args, model_dir, other_model_dir, pairs, options):
     assert trainer.model.dtype == dtype
 
 
-@pytest.mark.parametrize("options", [{}, AUTO | {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, AUTO | {"gradient_checkpointing": True, "padding_free": True}], ids=str)
 def test_new_lora_adapter_has_the_base_model_as_reference(make_args, model_dir, pairs, options):
     args = make_args(**COMMON | {"learning_rate": 1e-2} | options)
     trainer = train_and_compare(model_dir, load(model_dir), pairs, args, peft_config=LoraConfig(**LORA))
@@ -103,7 +116,7 @@ def test_trained_lora_adapter_is_its_own_reference(make_args, model_dir, pairs, 
     """The reference of the oracle is the adapter as it was saved, not the base model."""
     get_peft_model(load(model_dir), LoraConfig(**LORA, init_lora_weights=False)).save_pretrained(tmp_path)
     model, reference = (PeftModel.from_pretrained(load(model_dir), tmp_path, is_trainable=t) for t in (True, False))
-    train_and_compare(model, reference, pairs, make_args(**COMMON))
+    train_and_compare(model, reference, pairs, make_args(**COMMON, padding_free=True))
     saved, trained = weights(reference), weights(model)
     for name in [name for name in saved if ".default." in name]:
         assert torch.equal(saved[name], trained[name.replace(".default.", ".ref.")])
@@ -115,7 +128,7 @@ def test_lora_on_4_bit_weights(make_args, pairs, tmp_path):
     quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     reference = load(folder, quantization_config=quantized).train()
     options = {"peft_config": LoraConfig(**LORA), "quantization_config": quantized}
-    args = make_args(**COMMON | {"learning_rate": 1e-2})
+    args = make_args(**COMMON | {"learning_rate": 1e-2, "padding_free": True})
     assert train_and_compare(folder, reference, pairs, args, **options).model.is_loaded_in_4bit
 
 

@@ -17,7 +17,6 @@ from trl_capo.core.noise_model import (
     fit_slopes,
     label_log_odds,
     margin_log_likelihood,
-    margin_log_odds,
     standardised_margin,
 )
 
@@ -92,12 +91,6 @@ def test_slope_posteriors_equal_a_plain_loop(rows):
     rates = torch.tensor([0.05, 0.29, 0.21, 0.12][:rows])
     found = fit_slopes(loglik, rates, RATES, GRID)
     np.testing.assert_allclose(found.numpy(), plain_slope_posteriors(loglik, rates), rtol=1e-5)
-
-
-def test_log_odds_average_over_the_slopes():
-    """z = 1, x = 2, slopes -1, 0, 1 with 1/4, 1/4, 1/2."""
-    found = margin_log_odds(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([[0.25, 0.25, 0.5]]), GRID)
-    assert float(found) == pytest.approx(logit(0.25 * sigmoid(-1) + 0.25 * sigmoid(1) + 0.5 * sigmoid(3)), rel=1e-5)
 
 
 def normalised(logs) -> np.ndarray:

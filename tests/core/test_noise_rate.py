@@ -31,10 +31,6 @@ def simulate(flips, temperature=1.0, pairs=24_000, batch=100, spread=2.0, seed=7
     return estimator
 
 
-def nothing(count):
-    return torch.full((count,), -1)
-
-
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
 def test_flips_of_every_group_are_found_and_hard_pairs_are_not_taken_for_flips(temperature):
     flips = {"de": 0.0, "hi": 0.1, "sw": 0.25, "cy": 0.4}
@@ -51,7 +47,7 @@ def test_a_model_that_grows_surer_does_not_hide_the_flips():
         better = torch.rand(len(margin), generator=generator) < torch.sigmoid(margin)
         flipped = torch.rand(len(margin), generator=generator) < 0.3
         sizes = margin * 0.05 * 100 ** (window / 19)
-        step(estimator, torch.where(better ^ flipped, sizes, -sizes), nothing(len(margin)))
+        step(estimator, torch.where(better ^ flipped, sizes, -sizes), torch.full((WINDOW_PAIRS,), -1))
     assert float(estimator.noise_rates[0]) == pytest.approx(0.3, abs=0.03)
 
 
@@ -104,15 +100,6 @@ def at_rate(estimator, pairs, rate):
     return tuple(found.tolist() for found in estimator.pair_rates(groups, pairs, torch.zeros(len(pairs))))
 
 
-def seen_twice(rhos, first_number):
-    """An estimator that saw a window at rho = +-2, a third of it negative, and then these pairs."""
-    estimator = NoiseRateEstimator(["a"], pairs=703)
-    step(estimator, [2.0, 2.0, -2.0] * 200, torch.zeros(600).long(), torch.arange(600))
-    pairs = torch.arange(first_number, first_number + len(rhos))
-    step(estimator, rhos, torch.zeros(len(rhos)).long(), pairs)
-    return estimator
-
-
 def test_pairs_of_the_first_window_keep_the_rate_of_their_group():
     """Nothing is known about the model then. Up to e = 0.4 the weight is 1; beyond, it is 1 - 2e in fifths."""
     estimator = NoiseRateEstimator(["a"], pairs=2)
@@ -122,7 +109,10 @@ def test_pairs_of_the_first_window_keep_the_rate_of_their_group():
 
 
 def test_the_first_view_of_a_pair_stays():
-    estimator = seen_twice([1.0, math.nan], 600)
+    """The pairs follow a window at rho = +-2, a third of it negative."""
+    estimator = NoiseRateEstimator(["a"], pairs=602)
+    step(estimator, [2.0, 2.0, -2.0] * 200, torch.zeros(600).long(), torch.arange(600))
+    step(estimator, [1.0, math.nan], torch.zeros(2).long(), torch.tensor([600, 601]))
     before = at_rate(estimator, [600, 601], 0.2)
     step(estimator, [-1.0], torch.zeros(1).long(), torch.tensor([600]))
     assert at_rate(estimator, [600, 601], 0.2) == before

@@ -25,7 +25,7 @@ from trl_capo.callbacks.pair_log import read_log
 AUTO = COMMON | {"noise_rate": "auto", "use_reference_margin": True, "train_sampling_strategy": "random"}
 AUTO |= {"max_steps": 8, "save_strategy": "no"}
 IN_ORDER = {"train_sampling_strategy": "sequential", "num_train_epochs": 1, "max_steps": -1}
-CASES = ["full", "lora", "one language each", "precomputed", "qlora", "stream", "uneven", "weighted"]
+CASES = ["full", "lora", "one language each", "padding free", "precomputed", "qlora", "stream", "uneven", "weighted"]
 
 
 class EveryStep(TrainerCallback):
@@ -59,6 +59,7 @@ def train(name: str, folder: Path, model: str, other: str, quantizable: str, pro
     }
     log = Path(folder, "logs", "-".join([name, str(processes), *map(str, sizes.values())]))
     arguments = AUTO | sizes | {"output_dir": str(folder), "precompute_ref_log_probs": name == "precomputed"}
+    arguments["padding_free"] = name == "padding free"
     if name in ("uneven", "one language each"):
         arguments |= IN_ORDER
     if name == "qlora":
@@ -80,8 +81,9 @@ def train(name: str, folder: Path, model: str, other: str, quantizable: str, pro
 
 
 def train_sharded(folder: Path, model: str, other: str, processes: int = 1, **sizes) -> dict:
-    """Four steps by hand, with the policy sharded by FSDP2 over the processes; returns as `train`."""
-    args = CAPOConfig(**CPU_ARGUMENTS | AUTO | IN_ORDER | sizes | {"output_dir": str(folder)})
+    """Four steps by hand, with the policy sharded by FSDP2 and without padding on several processes; as `train`."""
+    options = AUTO | IN_ORDER | sizes | {"output_dir": str(folder), "padding_free": processes > 1}
+    args = CAPOConfig(**CPU_ARGUMENTS | options)
     trainer = CAPOTrainer(model, load(other), args=args, train_dataset=make_pairs())
     policy, logs, steps = trainer.model, [], []
     if processes > 1:

@@ -2,19 +2,24 @@
 
 import pytest
 import torch
+from accelerate import PartialState
 from conftest import tiny_config
-from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
+from trl.trainer.utils import add_fused_lm_head
 
+from trl_capo.core.packing import PaddingFree
 from trl_capo.study.speed import FrozenLayers, SequenceCache, sequence_keys
 
 LAYERS = 3
+PartialState()
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(3)
-    return LlamaForCausalLM(tiny_config(num_hidden_layers=LAYERS)).eval()
+    model = LlamaForCausalLM(tiny_config(num_hidden_layers=LAYERS)).eval()
+    add_fused_lm_head(model)
+    return model
 
 
 @pytest.fixture
@@ -22,19 +27,24 @@ def path(tmp_path):
     return tmp_path / "memory" / "hidden.safetensors"
 
 
-def batch(lengths=(5, 3), seed=0, left=False):
-    """Ids and mask of sequences of these lengths, padded on the right or on the left."""
+def pairs(lengths=((4, 1, 3), (2, 5, 2)), seed=0):
+    """Prompts, chosen and rejected answers of these lengths."""
     torch.manual_seed(seed)
-    ids, mask = torch.zeros(len(lengths), max(lengths), dtype=torch.long), torch.zeros(len(lengths), max(lengths))
-    for row, length in enumerate(lengths):
-        place = slice(max(lengths) - length, None) if left else slice(length)
-        ids[row, place], mask[row, place] = torch.randint(3, 260, (length,)), 1
-    return {"input_ids": ids, "attention_mask": mask.long()}
+    return [[torch.randint(3, 260, (length,)).tolist() for length in row] for row in lengths]
 
 
-def logits(model, inputs):
-    """Logits at the real tokens."""
-    return model(**inputs, use_cache=False).logits[inputs["attention_mask"].bool()]
+def log_probs(model, rows):
+    """Log-probs of the answers' tokens as one row per sequence, from packed rows."""
+    sequences = [(prompt, answers[side]) for side in (0, 1) for prompt, *answers in rows]
+    width = max(len(prompt + answer) for prompt, answer in sequences)
+    padded = [(p + a + [0] * (width - len(p + a)), len(p), len(p + a)) for p, a in sequences]
+    ids, places = torch.tensor([row for row, *_ in padded]), torch.arange(width)
+    mask = torch.stack([places < end for *_, end in padded]).long()
+    answers = torch.stack([places >= start for _, start, _ in padded]) & mask.bool()
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~answers, -100)}
+    packed = PaddingFree(model)
+    packed._checked = True  # the padded batch of the first call would be counted, too
+    return packed(model, **inputs, fused_lm_head=True).log_probs.sum(dim=1)
 
 
 def assert_near(found, expected):
@@ -59,29 +69,42 @@ def freeze(model, count: int, cache: SequenceCache) -> list[int]:
 
 
 def test_known_sequences_skip_the_frozen_layers_in_any_batch(model, path):
-    first, second = batch((5, 3)), batch((7, 4), seed=1)
-    expected = [logits(model, inputs).detach() for inputs in (first, second)]
+    first, second = pairs(), pairs(((1, 6, 6), (7, 2, 1)), seed=1)
+    expected = [log_probs(model, rows).detach() for rows in (first, second)]
     calls = freeze(model, 2, SequenceCache(path))
     for _ in range(2):
-        assert_near([logits(model, inputs) for inputs in (first, second)], expected)
+        assert_near([log_probs(model, rows) for rows in (first, second)], expected)
     assert calls == [2, 2, 4]
-    mixed = {key: pad_sequence([second[key][0], first[key][0]], batch_first=True) for key in first}
-    assert_near(logits(model, mixed), torch.cat([expected[1][:7], expected[0][:5]]))
+    swapped = [second[0], first[1][:1] + first[1][:0:-1]]  # a pair of each, and one has its answers exchanged
+    found = torch.stack([expected[1][0], expected[0][3], expected[1][2], expected[0][1]])
+    assert_near(log_probs(model, swapped), found)
     assert calls == [2, 2, 5]
 
 
+def test_a_changed_token_is_computed(model, path):
+    rows, calls = pairs(), freeze(model, 2, SequenceCache(path))
+    log_probs(model, rows)
+    rows[0][1][0] = 3
+    fresh = LlamaForCausalLM(model.config).eval()
+    fresh.load_state_dict(model.state_dict())
+    add_fused_lm_head(fresh)
+    assert_near(log_probs(model, rows), log_probs(fresh, rows))
+    assert calls == [2, 2, 2]
+
+
 def test_a_saved_cache_serves_another_process(model, path):
-    expected, cache = logits(model, batch()).detach(), SequenceCache(path)
+    expected, cache = log_probs(model, pairs()).detach(), SequenceCache(path)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     cache.save()
     assert not path.exists()  # nothing new
     freeze(model, 2, cache)
-    logits(model, batch())
+    log_probs(model, pairs())
     cache.save()
     other = LlamaForCausalLM(tiny_config(num_hidden_layers=LAYERS)).eval()
     other.load_state_dict(state)
+    add_fused_lm_head(other)
     calls = freeze(other, 2, SequenceCache(path))
-    assert_near(logits(other, batch()), expected)
+    assert_near(log_probs(other, pairs()), expected)
     assert calls == [0, 0, 1]
     assert [file.name for file in path.parent.iterdir()] == ["hidden.safetensors"]
 
@@ -91,6 +114,5 @@ def test_keys_distinguish_tokens_lengths_and_masks_but_not_padding():
     found = [sequence_keys(ids, mask), sequence_keys(other, mask), sequence_keys(ids, short)]
     found += [sequence_keys(ids, mask, torch.tensor([[0, 1, 1]])), sequence_keys(ids, mask, torch.tensor([[0, 0, 1]]))]
     assert len({key for keys in found for key in keys}) == 5
-    assert sequence_keys(**batch(left=True)) is None
     padded = sequence_keys(torch.tensor([[5, 6, 0, 0]]), torch.tensor([[1, 1, 0, 0]]))
     assert padded == sequence_keys(ids, short)

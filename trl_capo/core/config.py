@@ -30,6 +30,9 @@ class CAPOConfig(DPOConfig):
         group_column (`str`, *optional*, defaults to `"auto"`):
             Column that names each pair's group, by which noise rates and rewards are reported. `"auto"` is `language`
             if the data have that column; `None` (`none` in YAML) turns groups off.
+        padding_free (`bool`, *optional*, defaults to `False`):
+            Option of `DPOConfig` that TRL 1.16 ignores. `True` computes no padding, and the common beginning of each
+            pair once; the results are equal up to rounding (docs/performance.md). `False` leaves TRL's batches alone.
 
     Raises:
         ValueError: if options are out of range or do not fit together. One message names them all.
@@ -99,6 +102,8 @@ def _problems(args: CAPOConfig) -> list[str]:
             f"use_weighting=True, noise_rate={args.noise_rate!r}: WPO's weights and CAPO's confidence would both "
             "scale the same losses. Set use_weighting=False, or set noise_rate=0 for plain WPO."
         )
+    if args.padding_free and not args.disable_dropout:
+        problems.append("padding_free=True, disable_dropout=False: a pair would share the dropout of its prompt.")
     if args.label_smoothing != 0 and not set(args.loss_type) & _SMOOTHED_LOSSES:
         problems.append(
             f"label_smoothing={args.label_smoothing!r}, loss_type={args.loss_type}: TRL ignores it there. For noisy "

@@ -3,11 +3,12 @@
 DPOTrainer computes its loss without a per-pair hook, so its code is left alone and its result is corrected: the
 reference log-probs are computed first and handed over as if they were precomputed, the policy's output is recorded as
 it passes through, and `weight * mean(capo_losses - dpo_losses)` is added to the loss. A step takes one forward pass of
-the policy and one of the reference, as in DPO. tests/core/test_trl_contract.py checks what is assumed of TRL.
+the policy and one of the reference, as in DPO. tests/core/test_trl_contract.py checks these assumptions about TRL.
 """
 
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from trl_capo.core.losses import capo_loss, confidence_scale, relative_reward, s
 from trl_capo.core.metrics import LOGGED_BY_TRL, PairBatch, PairCallback, PairMetrics
 from trl_capo.core.noise_model import standardised_margin
 from trl_capo.core.noise_rate import NoiseRateEstimator
+from trl_capo.core.packing import PaddingFree
 from trl_capo.core.pairs import COLUMNS, PairCollator, PairIndex, split_batch
 
 _WRONG_TRL = f"This is TRL {trl.__version__}; install a version that trl-capo is tested with, such as 1.16."
@@ -39,6 +41,7 @@ class CAPOTrainer(DPOTrainer):
     - Evaluation metrics are means over pairs: every pair counts once, for any batch size and number of processes,
       whereas TRL averages the means of batches. Each key carries the name of its data set.
     - Callbacks that subclass `PairCallback` receive every micro-batch.
+    - `padding_free=True`, which TRL 1.16 ignores, computes without padding and each pair's common beginning once.
     - Data sets get the columns `capo_pair` and `capo_group`, and checkpoints hold the noise-rate estimate.
     - `args` that are not a `CAPOConfig` raise TypeError; groups or weights that cannot be used raise ValueError.
     """
@@ -82,7 +85,11 @@ class CAPOTrainer(DPOTrainer):
         eval_dataset = self._capo_index.add_columns(eval_dataset, "eval_dataset")
         self._capo_train_dataset = train_dataset  # as given, before DPOTrainer tokenises and drops rows
         pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
+        self._capo_packing: dict[bool, PaddingFree] = {}
+        # DPOTrainer would warn that it pads.
+        self._capo_padding_free, args.padding_free = args.padding_free, False
         super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *rest, **kwargs)
+        args.padding_free = self._capo_padding_free
         self.data_collator = PairCollator(self.data_collator)
         if args.noise_rate == "auto":
             self.add_callback(NoiseRateEstimator(groups, pairs))
@@ -91,18 +98,32 @@ class CAPOTrainer(DPOTrainer):
 
     @property
     def noise_rate_estimator(self) -> NoiseRateEstimator | None:
-        """The estimator, or None with a fixed noise rate. Resuming replaces the callback, so it is looked up."""
+        """The estimator, or None with a fixed noise rate, looked up each time because resuming replaces it."""
         return next((c for c in self.callback_handler.callbacks if isinstance(c, NoiseRateEstimator)), None)
 
     def compute_ref_log_probs(self, model, inputs):
-        return super().compute_ref_log_probs(model, split_batch(inputs)[1])
+        return super().compute_ref_log_probs(self._capo_packed(model), split_batch(inputs)[1])
+
+    def _capo_packed(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the model, or with `padding_free` a function that calls it on packed rows."""
+        if not self._capo_padding_free:
+            return model
+        is_reference = model is self.ref_model
+        if is_reference not in self._capo_packing:
+            self._capo_packing[is_reference] = PaddingFree(self.accelerator.unwrap_model(model))
+        return partial(self._capo_packing[is_reference], model)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         (pairs, groups, weights), inputs = split_batch(inputs)
         if not self.precompute_ref_logps:
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        policy = _RecordOutput(model)
+        call, policy_outputs = self._capo_packed(model), []
+
+        def policy(**inputs):
+            policy_outputs.append(call(**inputs))
+            return policy_outputs[-1]
+
         # With this flag, DPOTrainer takes the reference log-probs from the batch.
         precomputed, self.precompute_ref_logps = self.precompute_ref_logps, True
         try:
@@ -110,9 +131,10 @@ class CAPOTrainer(DPOTrainer):
         finally:
             self.precompute_ref_logps = precomputed
         dpo_loss, outputs = result if return_outputs else (result, None)
+        output = policy_outputs[0]
 
         mask = inputs["completion_mask"][:, 1:]  # prompt-learning adapters prepend tokens: keep the last positions
-        logps = sequence_log_probs(policy.output.log_probs[:, -mask.size(1) :], mask, ld_alpha=self.ld_alpha)
+        logps = sequence_log_probs(output.log_probs[:, -mask.size(1) :], mask, ld_alpha=self.ld_alpha)
         chosen, rejected = logps.chunk(2)
         ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         divergence = {key: getattr(self, key) for key in ("beta", "f_divergence_type", "f_alpha_divergence_coef")}
@@ -131,7 +153,7 @@ class CAPOTrainer(DPOTrainer):
         logps = (chosen.detach(), rejected.detach(), ref_chosen, ref_rejected)
         ours = (rho.detach(), rate, group_rate, confidence, scale, self._capo_index.group_names)
         batch = PairBatch(self.model.training, pairs, groups, weights, *logps, *ours, self.beta, dpo_loss.detach())
-        loss = self._capo_objective(dpo_loss, batch, rho, losses, policy.output, inputs)
+        loss = self._capo_objective(dpo_loss, batch, rho, losses, output, inputs)
         batch.loss = loss.detach()
         self._capo_report(batch, margin)
         return (loss, outputs) if return_outputs else loss
@@ -204,16 +226,4 @@ class CAPOTrainer(DPOTrainer):
         self._metrics["eval"].clear()
         metrics |= self._capo_evaluation.take()
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
-
-
-class _RecordOutput:
-    """Stands in for the model in one call of DPOTrainer's loss, and keeps what the first forward pass returns."""
-
-    def __init__(self, model: Callable[..., Any]) -> None:
-        self.model, self.output = model, None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.model(*args, **kwargs)
-        self.output = output if self.output is None else self.output
         return output

@@ -21,6 +21,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from trl_capo.common.command import model_problem, processes
 from trl_capo.common.text import first_few
+from trl_capo.core.packing import PaddingFree
 from trl_capo.data.tokenise import TokenisedPair
 
 _ADAPTER_FILES = ["adapter_*", "*token*", "*.jinja", "*.model", "vocab*", "merges*"]
@@ -87,26 +88,29 @@ def answer_log_probs(
         tensors = [torch.tensor(row, device=state.device) for row in rows]
         return pad_sequence(tensors, batch_first=True, padding_value=value)
 
-    answers = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
-    sequences = [((prompt + answer)[:max_length], len(prompt)) for prompt, answer in answers]
-    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index][0]))
-    batches = [order[start : start + 2 * batch_size] for start in range(0, len(order), 2 * batch_size)]
-    state, scored = processes(), []
+    sequences = [
+        [((pair.prompt + answer)[:max_length], len(pair.prompt)) for answer in (pair.chosen, pair.rejected)]
+        for pair in pairs
+    ]
+    order = sorted(range(len(pairs)), key=lambda index: -max(len(ids) for ids, _ in sequences[index]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    state, scored, call = processes(), [], PaddingFree(model)
     own_batches = batches[state.process_index :: state.num_processes]
     for batch in tqdm(own_batches, desc=f"Scoring {name}", unit="batch", disable=not state.is_main_process):
-        rows = [sequences[index] for index in batch]
-        outputs = model(
+        rows = [sequences[index][side] for side in (0, 1) for index in batch]
+        outputs = call(
+            model,
             input_ids=pad([ids for ids, _ in rows], 0),  # padding is masked, so any token will do
             attention_mask=pad([[1] * len(ids) for ids, _ in rows], 0),
             labels=pad([[-100] * start + ids[start:] for ids, start in rows], -100),
             use_cache=False,
             fused_lm_head=True,
         )
-        scored.append((batch, outputs.log_probs.double().sum(dim=1).tolist()))
-    log_probs = np.zeros(len(sequences))
+        scored.append((batch, outputs.log_probs.double().sum(dim=1).view(2, -1).T.tolist()))
+    log_probs = np.zeros((len(pairs), 2))
     for batch, values in gather_object(scored):
         log_probs[batch] = values
     if not np.isfinite(log_probs).all():
         raise ValueError(f"{name!r}: {(~np.isfinite(log_probs)).sum():,} log-probabilities are not finite.")
-    lengths = np.array([len(ids) - max(start, 1) for ids, start in sequences])  # nothing predicts the very first token
-    return log_probs.reshape(-1, 2), lengths.reshape(-1, 2)
+    # Nothing predicts the very first token.
+    return log_probs, np.array([[len(ids) - max(start, 1) for ids, start in pair] for pair in sequences])

@@ -94,7 +94,7 @@ class StudyTrainer(CAPOTrainer):
     def compute_ref_log_probs(self, model, inputs):
         completions = inputs["completion_mask"]
         keys = sequence_keys(inputs["input_ids"], inputs["attention_mask"], completions)
-        if keys is None or self.ld_alpha is not None or self.args.sync_ref_model:  # not a function of the sequence
+        if self.ld_alpha is not None or self.args.sync_ref_model:  # not a function of the sequence
             return super().compute_ref_log_probs(model, inputs)
         cached = self._study_references.get(keys)
         if cached is None:

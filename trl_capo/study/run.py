@@ -28,7 +28,7 @@ from trl_capo.data.noise import IS_NOISY, inject_noise
 from trl_capo.study.methods import METHODS, EvaluatedPairs, StudyTrainer
 from trl_capo.study.plan import RESULT
 from trl_capo.study.results import ALL, MARGINS
-from trl_capo.study.speed import FrozenLayers, PackedLayers, SequenceCache, score_completions_only
+from trl_capo.study.speed import FrozenLayers, SequenceCache
 
 CURVE = {"step": "step", "accuracy": "eval_rewards/accuracies", "margin": "eval_rewards/margins"}
 
@@ -56,6 +56,7 @@ def training_args(settings: Mapping[str, Any], pairs: int, noise: float, folder:
     """Return the `CAPOConfig` of a run and its method's own options; "true_rate" becomes `noise`, a share of pairs."""
     shared, method = settings["shared"], METHODS[settings["options"]["method"]]
     options = {"report_to": "none", "save_strategy": "no", "logging_steps": 10, "disable_tqdm": True}
+    options["padding_free"] = True
     options |= shared["training"] | method.config | method.own | settings["options"]
     options = {name: noise if value == "true_rate" else value for name, value in options.items()}
     own = {name: options.pop(name) for name in [*method.own, "method", "pair_log"] if name in options}
@@ -77,30 +78,27 @@ def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     model = AutoModelForCausalLM.from_pretrained(shared["model_name_or_path"], **shared["model"])
     if shared["remember_frozen_layers"]:
-        lowest_trained = min(shared["lora"]["layers_to_transform"])
-        FrozenLayers(model, lowest_trained, caches[1])
-        PackedLayers(model, lowest_trained)
+        FrozenLayers(model, min(shared["lora"]["layers_to_transform"]), caches[1])
     evaluated = EvaluatedPairs(total=0 if settings["epochs"] else 2 * sum(map(len, parts.values())))
-    with score_completions_only():
-        trainer = StudyTrainer(
-            model,
-            args=args,
-            train_dataset=parts["train"],
-            eval_dataset=parts["validation"],
-            processing_class=AutoTokenizer.from_pretrained(shared["model_name_or_path"]),
-            peft_config=shared["lora"] and LoraConfig(**shared["lora"]),
-            callbacks=[evaluated, *([PairLog(folder / "pair_log")] if shared["training"].get("pair_log") else [])],
-            method=method,
-            own=own,
-            references=caches[0],
-        )
-        started = time.perf_counter()
-        trainer.train() if settings["epochs"] else trainer.evaluate(parts["train"])
-        if not settings["epochs"] or args.max_steps % args.eval_steps:
-            trainer.evaluate()  # the curve ends with the training
-        seconds = time.perf_counter() - started
-        evaluated.margins.clear()
-        trainer.evaluate(parts["test"], metric_key_prefix="test")
+    trainer = StudyTrainer(
+        model,
+        args=args,
+        train_dataset=parts["train"],
+        eval_dataset=parts["validation"],
+        processing_class=AutoTokenizer.from_pretrained(shared["model_name_or_path"]),
+        peft_config=shared["lora"] and LoraConfig(**shared["lora"]),
+        callbacks=[evaluated, *([PairLog(folder / "pair_log")] if shared["training"].get("pair_log") else [])],
+        method=method,
+        own=own,
+        references=caches[0],
+    )
+    started = time.perf_counter()
+    trainer.train() if settings["epochs"] else trainer.evaluate(parts["train"])
+    if not settings["epochs"] or args.max_steps % args.eval_steps:
+        trainer.evaluate()  # the curve ends with the training
+    seconds = time.perf_counter() - started
+    evaluated.margins.clear()
+    trainer.evaluate(parts["test"], metric_key_prefix="test")
     margins, labels = zip(*(evaluated.margins[pair] for pair in sorted(evaluated.margins)), strict=True)
     np.savez(folder / MARGINS, margins=np.array(margins, dtype=np.float32), labels=np.array(labels))
     for cache in caches:

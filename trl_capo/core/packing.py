@@ -1,0 +1,180 @@
+"""Run a model on preference pairs without padding, computing the common beginning of each pair once.
+
+TRL pads `[chosen; rejected]` to the longest sequence and computes every prompt twice. `PaddingFree` makes the same
+call on rows of concatenated pairs, and returns what the padded batch would have given, up to rounding:
+
+    tokens     p0 p1 p2 c0 c1 p2 r0 r1 r2 | next pair ...     p2 occurs twice, since it predicts both c0 and r0
+    positions   0  1  2  3  4  2  3  4  5 |  0 ...
+
+A token attends to the earlier tokens of its own sequence, which begins with the tokens that its pair shares.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.logging import get_logger
+from torch import Tensor
+from trl.trainer import utils
+
+PER_TOKEN = {"log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask"}  # of TRL's output
+NOT_CAUSAL = ("use_bidirectional_attention", "attention_chunk_size")
+BATCH = ("input_ids", "attention_mask", "labels")
+ATTENTION_COST = 2  # a row of ATTENTION_COST * hidden_size tokens takes as long in attention as in everything else
+WIDTHS = (1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16)  # widths of rows that are tried, in lengths of the longest sequence
+logger = get_logger(__name__)
+
+
+class PaddingFree:
+    """Call causal language models on packed rows instead of padded batches.
+
+    `model` is the unwrapped model, with or without an adapter. Where packing cannot be exact, batches are padded and a
+    warning says why. The first batch is computed both ways; if the results differ, all batches are padded.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._config = model.config.get_text_config()
+        self._flash = "flash" in self._config._attn_implementation
+        self._checked = self._padded = False
+        if obstacle := _obstacle(model, self._config):
+            self._pad(obstacle)
+
+    def __call__(self, model: Callable[..., Any], **inputs: Any) -> Any:
+        """Call `model` as `model(**inputs)` and return its output, with per-token fields as (2B, T-1).
+
+        Args:
+            model: the constructor's `model` or a wrapper of it, with TRL's fused head (`add_fused_lm_head`).
+            inputs: (2B, T) `input_ids`, `attention_mask` and `labels`, with rows `[chosen; rejected]`, and options.
+        """
+        if (others := inputs.keys() - {*BATCH, "use_cache", "fused_lm_head"}) and not self._padded:
+            self._pad(f"the model's inputs include {', '.join(sorted(others))}")
+        if self._padded or not inputs.get("fused_lm_head"):
+            return model(**inputs)
+        packing = Packing(*(inputs[name] for name in BATCH), self._config.hidden_size, share=not self._flash)
+        mask = None if self._flash else packing.attention_mask(self._config)
+        rows = {"input_ids": packing.input_ids, "position_ids": packing.position_ids, "shift_labels": packing.labels}
+        with _score_labels_only():
+            output = model(**rows, attention_mask=mask, use_cache=False, fused_lm_head=True)
+        for name in PER_TOKEN & output.keys():
+            output[name] = packing.unpack(output[name])
+        output["loss"] = -output["log_probs"].sum() / output["label_mask"].sum().clamp(min=1)
+        return output if self._checked else self._check(output, model, inputs)
+
+    def _check(self, output: Any, model: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        with torch.no_grad():
+            expected = model(**inputs).log_probs
+        self._checked = True
+        error = (output["log_probs"].detach() - expected).abs().sum() / expected.abs().sum().clamp(min=1e-6)
+        if error <= (1e-3 if expected.dtype == torch.float32 else 0.05) or not expected.isfinite().all():
+            return output
+        self._pad(f"the log-probabilities of the first batch differ by {error:.1%} from those of the padded batch")
+        return model(**inputs)
+
+    def _pad(self, reason: str) -> None:
+        self._padded = True
+        logger.warning(f"padding_free=True has no effect, because {reason}.")
+
+
+def _obstacle(model: Any, config: Any) -> str | None:
+    """Return why the model cannot be called on packed rows, or None."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    takes, peft = inspect.signature(base.base_model.forward).parameters, getattr(model, "active_peft_config", None)
+    obstacles = {
+        "the model takes images": config is not model.config,
+        "prompt learning prepends tokens to each sequence": getattr(peft, "is_prompt_learning", False),
+        f"the model has layers without attention {sorted(kinds) or ''}": kinds or base._is_stateful,
+        f"attn_implementation is {config._attn_implementation!r}": "flex" in config._attn_implementation,
+        "the model takes no position_ids": "position_ids" not in takes or getattr(config, "alibi", False),
+        "the model's attention is not causal or in chunks": any(getattr(config, name, None) for name in NOT_CAUSAL),
+        "the auxiliary loss counts the padded batch's tokens": getattr(config, "output_router_logits", False),
+    }
+    return next((obstacle for obstacle, holds in obstacles.items() if holds), None)
+
+
+@contextlib.contextmanager
+def _score_labels_only() -> Iterator[None]:
+    """Let TRL's fused head skip positions without a label on CPUs; TRL 1.16 does so only where Triton runs."""
+    before = utils._use_triton
+    utils._use_triton = lambda device: device.type == "cpu" or before(device)
+    try:
+        yield
+    finally:
+        utils._use_triton = before
+
+
+class Packing:
+    """Lay out a padded batch of (2B, T) tokens, with rows `[chosen; rejected]`, in R rows of N tokens.
+
+    With `share=False`, all sequences are kept whole in a single row, for attention that takes no mask but finds
+    sequences by their positions. Attributes:
+        input_ids, position_ids, labels: (R, N) tokens, positions in their sequences, and next tokens to score or -100.
+    """
+
+    def __init__(self, ids: Tensor, mask: Tensor, labels: Tensor, hidden_size: int, share: bool = True) -> None:
+        self._pairs, real = len(ids) // 2, mask.bool()
+        same = (ids[: self._pairs] == ids[self._pairs :]) & real[: self._pairs] & real[self._pairs :]
+        counts = torch.cat([real.sum(dim=1), same.cumprod(dim=1).sum(dim=1)]).tolist()
+        starts, shared, shape = _lay_out(counts[: len(ids)], counts[len(ids) :], hidden_size, share)
+        first, shared = torch.tensor([starts, [0] * self._pairs + shared], device=ids.device)[:, :, None]
+        position = real.cumsum(dim=1) - 1
+        own = real & (position >= shared)  # not shared with the chosen sequence
+        slot = (first + position).where(own, 0)  # flat index of a token in the rows
+        slot[self._pairs :] += slot[: self._pairs].where((real & ~own)[self._pairs :], 0)
+
+        def spread(values: Tensor, where: Tensor, fill: int = 0) -> Tensor:
+            rows = torch.full((shape[0] * shape[1],), fill, device=ids.device)
+            return rows.index_put((slot[where],), values.expand_as(ids)[where]).view(shape)
+
+        self.input_ids, self.position_ids = spread(ids, real), spread(position, real)
+        following = F.pad(labels[:, 1:], (0, 1), value=-100)
+        self.labels = spread(following, following != -100, fill=-100)
+        self._has_label, self._slot = labels[:, 1:] != -100, slot[:, :-1]
+        # The batch's row that a token belongs to (-1 for padding), and how many tokens that shares with the chosen one
+        self._sequence = spread(torch.arange(len(ids), device=ids.device)[:, None], own, fill=-1)
+        self._shared = spread(shared, own)
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Return (R, N) values of the packed tokens as (2B, T-1), zero where no next token is scored."""
+        return values.flatten()[self._slot] * self._has_label
+
+    def attention_mask(self, config: Any) -> Tensor | dict[str, Tensor]:
+        """Return the (R, 1, N, N) mask, true where a token attends to another, or one for each type of layer."""
+        query, key = self.position_ids[:, None, :, None], self.position_ids[:, None, None, :]
+        own, other = self._sequence[:, None, :, None], self._sequence[:, None, None, :]
+        common = (other == own - self._pairs) & (key < self._shared[:, None, :, None])
+        full = ((other == own) | common) & (key <= query)
+        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+        window = getattr(config, "sliding_window", None) or self.position_ids.numel()
+        masks = {kind: full & (query - key < window) if kind == "sliding_attention" else full for kind in kinds}
+        if config._attn_implementation == "eager":
+            masks = {kind: torch.where(mask, 0.0, torch.finfo(torch.float32).min) for kind, mask in masks.items()}
+        return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def _lay_out(lengths: list[int], common: list[int], hidden_size: int, share: bool) -> tuple[list, list, tuple]:
+    """Return the flat start of each sequence, the number of tokens each pair shares, and the shape of the rows.
+
+    `lengths` are those of 2B sequences, `common` those of B common beginnings. It takes the cheapest of a few widths,
+    since the cost of attention per token grows with the width. A pair longer than the width shares nothing.
+    """
+    pairs, found, chosen = len(common), [], lengths[: len(common)]
+    sizes = [a + b - max(n - 1, 0) for n, a, b in zip(common, chosen, lengths[pairs:], strict=True)]
+    for width in [int(scale * max(lengths)) for scale in WIDTHS] if share else [sum(lengths)]:
+        shared = [max(n - 1, 0) * (share and size <= width) for n, size in zip(common, sizes, strict=True)]
+        pieces = [(sizes[i], i, pairs + i) for i in range(pairs) if shared[i]]
+        pieces += [(length, i) for i, length in enumerate(lengths) if not shared[i % pairs]]
+        used, places = [], {}
+        for size, *members in sorted(pieces, reverse=True):  # first-fit decreasing
+            row = next((row for row, tokens in enumerate(used) if tokens + size <= width), len(used))
+            used += [0] * (row == len(used))
+            places |= dict.fromkeys(members, (row, used[row]))
+            used[row] += size
+        shape = len(used), max(used)
+        after = [0] * pairs + [(length - n) * (n > 0) for length, n in zip(chosen, shared, strict=True)]
+        starts = [places[i][0] * shape[1] + places[i][1] + after[i] for i in range(2 * pairs)]
+        found.append((shape[0] * shape[1] * (ATTENTION_COST * hidden_size + shape[1]), starts, shared, shape))
+    return min(found)[1:]
