@@ -1,4 +1,4 @@
-"""On one or two GPUs, every launch recipe trains as one process on the CPU does, and resumes."""
+"""On one or two GPUs, every launch recipe trains without padding as one process on the CPU does, and resumes."""
 
 import json
 import os
@@ -35,7 +35,8 @@ def test_recipe_trains_as_one_process_on_the_cpu_and_resumes(pairs, tmp_path, re
     model = save_tiny_model(tmp_path / "model", seed=0, config=tiny_config(hidden_size=64))
     pairs.to_json(tmp_path / "train.jsonl", force_ascii=False)
     processes = 1 if recipe == "single" else min(2, torch.cuda.device_count())
-    options = OPTIONS | WAYS[way] | {"use_cpu": False, "dtype": "float32", "resume_from_checkpoint": True}
+    options = OPTIONS | WAYS[way] | {"use_cpu": False, "dtype": "float32", "padding_free": True}
+    options |= {"resume_from_checkpoint": True}
     options |= {"dataset_name": str(tmp_path / "train.jsonl"), "output_dir": str(tmp_path / "output")}
     options |= {"per_device_train_batch_size": 4 // processes, "num_processes": processes, "model_name_or_path": model}
     options |= {"accelerate_config": str(PROJECT / "configs" / "accelerate" / f"{recipe}.yaml")}
