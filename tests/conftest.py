@@ -42,6 +42,12 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def torchrun_variables(rank: int, count: int, port: int) -> dict[str, str]:
+    """What torchrun tells each of its processes."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in place.items()}
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, so that every text in every script can be encoded and decoded."""
     tokens = ["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]

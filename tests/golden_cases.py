@@ -87,14 +87,18 @@ def trajectory(trainer: CAPOTrainer) -> dict[str, list[float]]:
 
 
 class Terminate(TrainerCallback):
-    """Sends this process SIGTERM at the beginning of a step."""
+    """Sends this process SIGTERM at an event of a step, and keeps the steps at which a checkpoint is saved."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, event: str, step: int) -> None:
+        def send(args, state, control, **kwargs) -> None:
+            if state.global_step == step:
+                signal.raise_signal(signal.SIGTERM)
 
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
-        if state.global_step == self.step:
-            signal.raise_signal(signal.SIGTERM)
+        setattr(self, event, send)
+        self.saved = []
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self.saved.append(state.global_step)
 
 
 INTERRUPTED = {"save_strategy": "steps", "save_steps": 100, "gradient_accumulation_steps": 2, "eval_strategy": "no"}

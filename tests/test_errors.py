@@ -15,8 +15,10 @@ from trl_capo.data import clean, noise
 from trl_capo.evaluate import command as evaluate
 from trl_capo.study import command as study
 from trl_capo.train import command as train
+from trl_capo.train import dry_run
 
 COMMANDS = {"train": train, "evaluate": evaluate, "noise": noise, "clean": clean, "audit": audit, "study": study}
+COMMANDS |= {"train --dry_run": dry_run}
 HTML = "<script>alert(1)</script>"
 PLAN = {"methods": {"dpo": {}}, "noise": {"n": {"kind": "flip", "rate": 0.1}}, "learning_rates": [1e-4]}
 PLAN |= {"grid": [{"methods": ["dpo"], "noise": ["n"], "seeds": [0], "epochs": 1}]}
@@ -27,22 +29,37 @@ DATA = {
     "no_rejected": lambda row: {"rejected": None, "refused": "no"},
     "weight_text": lambda row: {"weight": "much"},
 }
+SIZE = {"per_device_train_batch_size": 25}
 # The command, the options that differ from those that work, and what the message must name.
 MISTAKES = {
     "train_missing_file": ("train", {"dataset_name": "nothing.jsonl"}, "nothing.jsonl"),
     "train_no_data": ("train", {"dataset_name": None}, "dataset_name"),
     "train_missing_column": ("train", {"dataset_name": "no_rejected.jsonl"}, "no column rejected"),
-    "train_missing_model": ("train", {"model_name_or_path": "/nothing"}, "model_name_or_path='/nothing'"),
+    "train_missing_model": ("train", {"model_name_or_path": "./no"}, "model_name_or_path='./no': there is no such"),
     "train_missing_groups": ("train", {"group_column": "tongue"}, "group_column='tongue'"),
     "train_unknown_option": ("train", {"learning_rat": 1}, "learning_rate"),
+    "train_no_number": ("train", {"max_steps": "many"}, "max_steps"),
     "train_no_sigmoid": ("train", {"loss_type": "ipo"}, "loss_type"),
-    "train_smoothing": ("train", {"label_smoothing": 0.1}, "label_smoothing=0.1"),
+    "train_missing_split": ("train", {"eval_strategy": "steps"}, "dataset_test_split"),
+    "train_log_of_a_stream": ("train", {"pair_log": True, "dataset_streaming": True}, "stream"),
+    "train_dry_run_in_file": ("train", {"dry_run": True}, "command line"),
     "train_weight_text": ("train", {"dataset_name": "weight_text.jsonl"}, "'weight'"),
     "train_missing_checkpoint": ("train", {"resume_from_checkpoint": "nothing"}, "resume_from_checkpoint='nothing'"),
     "train_noise_without_kind": ("train", {"inject_rate": "0.2"}, "inject_rate"),
     "train_log_of_other_data": ("train", {"pair_log": "trained/pair_log"}, "pair_log"),
+    "dry_run_missing_model": ("train --dry_run", {"model_name_or_path": "./no"}, "model_name_or_path='./no'"),
+    "dry_run_unknown_option": ("train --dry_run", {"beat": 0.3}, "--beat. Did you mean --beta?"),
+    "dry_run_endless": ("train --dry_run", {"dataset_streaming": True, "max_steps": -1}, "max_steps: a stream has no"),
+    "dry_run_no_batch": ("train --dry_run", {"max_steps": -1, "dataloader_drop_last": True} | SIZE, "few for a batch"),
+    "dry_run_no_module": ("train --dry_run", {"use_peft": True, "lora_target_modules": ["nothing"]}, "nothing"),
+    "evaluate_missing_model": ("evaluate", {"model_name_or_path": "/no/such"}, "model_name_or_path='/no/such'"),
     "evaluate_missing_reference": ("evaluate", {"ref_model": "/nothing"}, "ref_model='/nothing'"),
     "evaluate_missing_column": ("evaluate", {"also_by": ["topic"]}, "also_by='topic'"),
+    "evaluate_unknown_option": ("evaluate", {"betta": 1}, "--betta. Did you mean --beta"),
+    "evaluate_no_beta": ("evaluate", {"beta": 0}, "beta"),
+    "evaluate_one_or_several": ("evaluate", {"compare": ["x"]}, "model_name_or_path or, for several models, compare"),
+    "evaluate_no_room": ("evaluate", {"max_length": 5}, "max_length=5"),
+    "evaluate_into_a_file": ("evaluate", {"output_dir": "good.jsonl/out"}, "good.jsonl/out"),
     "noise_folder_exists": ("noise", {"output_dir": "trained"}, "output_dir"),
     "clean_rule_without_scores": ("clean", {"drop_top": "10%"}, "suspects with a rule"),
     "clean_other_data": ("clean", {"decisions": "other.jsonl"}, "fingerprint"),
@@ -80,8 +97,10 @@ def write_yaml(folder: Path, options: dict) -> list[str]:
 def options_of(command: str, model_dir: str) -> dict:
     """Options with which the command works."""
     model, data = {"model_name_or_path": model_dir}, {"dataset_name": "good.jsonl"}
+    training = CPU_ARGUMENTS | model | data | {"output_dir": "out"}
     return {
-        "train": CPU_ARGUMENTS | model | data | {"output_dir": "out"},
+        "train": training,
+        "train --dry_run": training | {"dry_run": True},
         "evaluate": model | data,
         "noise": data | {"output_dir": "noisy", "kind": "flip", "rate": 0.2},
         "clean": data | {"output_dir": "cleaned"},
@@ -91,15 +110,16 @@ def options_of(command: str, model_dir: str) -> dict:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_ends_with_one_message_that_names_it(place, tmp_path, monkeypatch, model_dir, name):
+def test_a_mistake_ends_with_one_message_naming_it_and_writes_nothing(place, tmp_path, monkeypatch, model_dir, name):
     monkeypatch.chdir(place)
     command, changes, named = MISTAKES[name]
-    code, _, errors = run_main(COMMANDS[command].main, *write_yaml(tmp_path, options_of(command, model_dir) | changes))
-    assert code == 2, errors
-    start = f"trl-capo {command}: error: "
-    assert errors.count(start) == 1
-    assert "Traceback" not in errors
-    assert named in errors[errors.index(start) :], errors
+    before, options = sorted(place.rglob("*")), options_of(command, model_dir) | changes
+    code, out, errors = run_main(COMMANDS[command].main, *write_yaml(tmp_path, options))
+    (line,) = [line for line in errors.splitlines() if "error" in line]
+    assert (code, "Traceback" in errors, "Loading weights" in out + errors) == (2, False, False), errors
+    assert line.startswith(f"trl-capo {command.split()[0]}: error: ")
+    assert named in errors[errors.index(line) :], errors
+    assert sorted(place.rglob("*")) == before
 
 
 class Plant:

@@ -58,8 +58,8 @@ def test_a_killed_and_resumed_training_ends_with_the_recorded_weights(models, tm
     case = ("full", "auto", models, tmp_path)
 
     def killed() -> int:
-        stop = CheckpointOnSigterm()
-        golden_cases.make_trainer(*case, stop, golden_cases.Terminate(3), **golden_cases.INTERRUPTED).train()
+        stop, kill = CheckpointOnSigterm(), golden_cases.Terminate("on_step_begin", 3)
+        golden_cases.make_trainer(*case, stop, kill, **golden_cases.INTERRUPTED).train()
         return 143 if stop.stopped else 1
 
     code, _, err = forked(killed)

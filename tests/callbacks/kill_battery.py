@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from conftest import CPU_ARGUMENTS, free_port, make_pairs, save_tiny_model
+from conftest import CPU_ARGUMENTS, free_port, make_pairs, save_tiny_model, torchrun_variables
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
@@ -56,14 +56,7 @@ def train(folder: Path, case: str, rank: int, port: int) -> None:
     processes, lora, options = CASES[case]
     sys.stdout = (folder / f"log-{rank}").open("a")
     pair_log.BUFFERED_PAIRS = 8 // processes  # shards of two steps
-    place = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": processes,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ |= {key: str(value) for key, value in place.items()} if processes > 1 else {}
+    os.environ |= torchrun_variables(rank, processes, port) if processes > 1 else {}
     args = CAPOConfig(str(folder / "output"), **CPU_ARGUMENTS | STEPS | options)
     callbacks = [stop := CheckpointOnSigterm(), PairLog(folder / "log"), BegunSteps(folder / f"steps-{rank}")]
     data = {"train_dataset": Dataset.load_from_disk(folder.parent / "data"), "peft_config": lora}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import torch
-from conftest import byte_tokenizer, logged, make_pairs
-from transformers import LlamaForCausalLM, TrainerCallback
+from conftest import logged, make_pairs
+from oracles import load, pair_log_probs
+from transformers import TrainerCallback
 
 from trl_capo import CAPOTrainer, PairLog
 from trl_capo.callbacks import pair_log
@@ -36,25 +36,14 @@ def train(model_dir, args, rows, folder, checkpoint=None) -> list[dict]:
     return rows_of(folder)
 
 
-def answer_log_prob(model, prompt: str, answer: str) -> float:
-    """The sum of the answer's token log-probs, without a batch; one token is one byte, so the prompt is a prefix."""
-    tokenizer = byte_tokenizer()
-    ids = torch.tensor([tokenizer(prompt + answer + tokenizer.eos_token).input_ids])
-    with torch.no_grad():
-        log_probs = model(input_ids=ids).logits[0, :-1].log_softmax(dim=-1)
-    start = len(tokenizer(prompt).input_ids)
-    return log_probs[start - 1 :].gather(1, ids[0, start:, None]).sum().item()
-
-
 HALF = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 
 
 @pytest.mark.parametrize("sizes", [HALF, {"precompute_ref_log_probs": True}], ids=["accumulation", "precomputed"])
 def test_every_row_agrees_with_an_oracle(model_dir, other_model_dir, make_args, tmp_path, sizes):
     """Five steps of 4 pairs and one of 2 in the first epoch; evaluations leave no rows, nothing is learned."""
-    rows, models = make_pairs(22), [LlamaForCausalLM.from_pretrained(name) for name in (model_dir, other_model_dir)]
-    answers = [(model, answer) for model in models for answer in ("chosen", "rejected")]
-    scores = [[answer_log_prob(model, row["prompt"], row[answer]) for model, answer in answers] for row in rows]
+    rows, models = make_pairs(22), [load(model_dir), load(other_model_dir)]
+    scores = [[part.sum().item() for part in pair_log_probs(row, models)] for row in rows]
     args = make_args(**sizes, beta=BETA, learning_rate=0.0, max_steps=8, eval_strategy="steps", eval_steps=3)
     data = {"train_dataset": rows, "eval_dataset": rows.select(range(4))}
     trainer = CAPOTrainer(*models, args=args, callbacks=[PairLog(tmp_path / "log")], **data)

@@ -15,21 +15,17 @@ def write_hello(folder: Path) -> None:
     (folder / "hello.txt").write_text("hello")
 
 
-def test_a_part_is_built_again_only_with_other_settings(tmp_path):
-    built = [build_demo.build_part(tmp_path / "part", {"seed": seed}, write_hello) for seed in (0, 0, 1, 1)]
-    assert built == [True, False, True, False]
-    assert [path.name for path in tmp_path.iterdir()] == ["part"]
-
-
-def test_an_interrupted_build_keeps_the_finished_part(tmp_path):
+def test_a_part_is_built_again_only_with_other_settings_and_an_interrupt_keeps_the_finished_one(tmp_path):
     def stop_halfway(folder: Path) -> None:
         write_hello(folder)
         raise KeyboardInterrupt
 
-    build_demo.build_part(tmp_path / "finished", {"seed": 0}, write_hello)
+    built = [build_demo.build_part(tmp_path / "part", {"seed": seed}, write_hello) for seed in (0, 0, 1, 1)]
+    assert built == [True, False, True, False]
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
     with pytest.raises(KeyboardInterrupt):
-        build_demo.build_part(tmp_path / "finished", {"seed": 1}, stop_halfway)
-    assert not build_demo.build_part(tmp_path / "finished", {"seed": 0}, write_hello)
+        build_demo.build_part(tmp_path / "part", {"seed": 2}, stop_halfway)
+    assert not build_demo.build_part(tmp_path / "part", {"seed": 1}, write_hello)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):

@@ -1,4 +1,4 @@
-"""`trl-capo evaluate` as a command: options, YAML, files, several processes, and mistakes that end with one line."""
+"""`trl-capo evaluate` as a command: options, YAML, files and several processes."""
 
 import json
 import os
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.state import PartialState
-from conftest import forked, free_port, run_main
-from scoring_oracle import make_pool, measure
+from conftest import forked, free_port, run_main, torchrun_variables
+from pair_oracle import BETA, make_pool
+from scoring_oracle import measure, the_model
 
 from trl_capo.evaluate.command import main
 
@@ -32,17 +33,15 @@ def written(folder: Path) -> dict:
 
 def test_everything_is_written_and_documented(options, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.dump(options | {"beta": 0.7, "group_column": "none", "num_processes": 1}))
-    code, output, errors = run_main(main, "--config", tmp_path / "run.yaml", "--beta", "0.4", "--group_column", "auto")
+    code, output, errors = run_main(main, "--config", tmp_path / "run.yaml", "--beta", BETA, "--group_column", "auto")
     assert code == 0
     assert "Scoring " in errors
     files = ["accuracy.png", "margins.png", "metrics.json", "report.md"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
-    figures = written(tmp_path)
-    same = {key: options[key] for key in ("model_name_or_path", "ref_model")}
-    expected = measure(tmp_path, **same, per_device_eval_batch_size=8)
-    (model,) = figures["models"].values()
-    assert model == expected["models"][options["model_name_or_path"]]
-    assert (figures["beta"], figures["group_column"], figures["dataset"]["pairs"]) == (0.4, "language", 24)
+    figures, same = written(tmp_path), {key: options[key] for key in ("model_name_or_path", "ref_model")}
+    model = the_model(figures)
+    assert model == the_model(measure(tmp_path, **same, per_device_eval_batch_size=8))
+    assert (figures["beta"], figures["group_column"], figures["dataset"]["pairs"]) == (BETA, "language", 24)
     documented = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
     for key in (*figures, *model, *model["overall"]):
         assert re.search(rf"[`.]{key}[`.]", documented), key
@@ -60,8 +59,7 @@ def test_two_processes_measure_what_one_does(options, tmp_path):
 
     def process(rank: int) -> int:
         PartialState._reset_state()
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in place.items()})
+        os.environ.update(torchrun_variables(rank, 2, port))
         return main(words(options | {"per_device_eval_batch_size": 4, "output_dir": tmp_path / "two" / "out"}))
 
     second = os.fork()
@@ -84,23 +82,3 @@ def test_the_split_is_test_or_the_only_one(options, tmp_path, caplog):
         assert written(tmp_path)["dataset"] == {"name": str(folder), "split": split, "pairs": size}
         assert ("only the split 'validation'" in caplog.text) == (split == "validation")
         caplog.clear()
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"betta": 1}, ["--betta", "--beta"]),
-        ({"beta": 0}, ["beta"]),
-        ({"compare": "x"}, ["model_name_or_path", "compare"]),
-        ({"model_name_or_path": "/no/such/model"}, ["model_name_or_path='/no/such/model'"]),
-        ({"max_length": 5}, ["max_length=5"]),
-        ({"output_dir": "{file}/out"}, ["pool.jsonl/out"]),
-    ],
-)
-def test_a_mistake_ends_with_one_line_that_names_it(options, changes, expected):
-    changes = {key: str(value).format(file=options["dataset_name"]) for key, value in changes.items()}
-    code, _, errors = run_main(main, *words(options | changes))
-    (line,) = [line for line in errors.splitlines() if "error" in line]
-    assert code == 2
-    assert line.startswith("trl-capo evaluate: error: ")
-    assert all(text in line for text in expected), line

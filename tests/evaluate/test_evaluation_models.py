@@ -7,24 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import as_conversation, byte_tokenizer, save_lora, save_tiny_model, tiny_config
+from oracles import load
+from pair_oracle import make_pool, score_pairs
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from scoring_oracle import load, make_pool, measure, score_pairs, the_model
+from scoring_oracle import measure, the_model
 from transformers import BitsAndBytesConfig
 
 import trl_capo.evaluate.command
 
 
-def assert_figures(model: dict, scored: list[dict], tolerance: float = 1e-4) -> None:
+def assert_figures(model: dict, scored: list[tuple], tolerance: float = 1e-4) -> None:
     """Counts, accuracies, means and medians of all pairs and of every group, the macro mean, and the worst group."""
     parts = [(model["overall"], scored)]
-    parts += [(part, [pair for pair in scored if pair["group"] == name]) for name, part in model["groups"].items()]
+    parts += [(part, [pair for pair in scored if pair[0] == name]) for name, part in model["groups"].items()]
     assert sum(len(pairs) for _, pairs in parts[1:]) == len(scored)
     for part, pairs in parts:
-        margins = [pair["margin"] for pair in pairs]
+        margins, leads = zip(*((figures["rewards/margins"], figures["lead"]) for _, figures in pairs), strict=True)
         assert part["pairs"] == len(pairs)
         assert part["accuracy"] == pytest.approx(statistics.mean(margin > 0 for margin in margins))
-        assert part["reference_free_accuracy"] == pytest.approx(statistics.mean(pair["lead"] > 0 for pair in pairs))
+        assert part["reference_free_accuracy"] == pytest.approx(statistics.mean(lead > 0 for lead in leads))
         expected = (statistics.mean(margins), statistics.median(margins))
         assert (part["margin_mean"], part["margin_median"]) == pytest.approx(expected, rel=tolerance, abs=tolerance)
     values = {name: part["accuracy"] for name, part in model["groups"].items()}
@@ -42,12 +44,11 @@ def test_a_full_checkpoint_against_a_reference(tmp_path, model_dir, other_model_
 
 
 def test_conversations_without_a_column_prompt(tmp_path, model_dir, other_model_dir):
-    rows = make_pool().map(as_conversation)
-    rows = rows.map(lambda row: {side: row["prompt"] + row[side] for side in ("chosen", "rejected")})
+    pool = make_pool().map(as_conversation)
+    rows = pool.map(lambda row: {side: row["prompt"] + row[side] for side in ("chosen", "rejected")})
     options = {"model_name_or_path": model_dir, "ref_model": other_model_dir}
     found = the_model(measure(tmp_path, rows.remove_columns("prompt"), **options))
-    texts = make_pool().map(lambda row: {"prompt": f"<s>user: {row['prompt']}</s><s>assistant: "})
-    assert_figures(found, score_pairs(load(model_dir), load(other_model_dir), texts))
+    assert_figures(found, score_pairs(load(model_dir), load(other_model_dir), pool))
 
 
 def test_a_lora_is_measured_against_its_base(tmp_path, model_dir, other_model_dir, lora_dir):
@@ -85,7 +86,7 @@ def test_a_model_without_a_reference_has_reference_free_figures_only(tmp_path, m
     model = the_model(measure(tmp_path, model_name_or_path=model_dir, also_by=["id"]))
     assert model["reference"] is None
     assert model["overall"]["accuracy"] is model["overall"]["margin_mean"] is None
-    leads = [pair["lead"] > 0 for pair in score_pairs(load(model_dir), load(model_dir), make_pool())]
+    leads = [pair["lead"] > 0 for _, pair in score_pairs(load(model_dir), load(model_dir), make_pool())]
     assert model["overall"]["reference_free_accuracy"] == pytest.approx(statistics.mean(leads))
     by_id = [model["also_by"]["id"][f"pair-{index}"]["reference_free_accuracy"] for index in range(24)]
     assert by_id == list(map(float, leads))
@@ -96,7 +97,7 @@ def test_a_lora_in_4_bits(tmp_path):
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
     quantised = {"quantization_config": BitsAndBytesConfig(**nf4)}
     adapter = save_lora(base, tmp_path / "lora")
-    policy = PeftModel.from_pretrained(load(base, **quantised), adapter).eval()
+    policy = PeftModel.from_pretrained(load(base, **quantised), adapter)
     found = the_model(measure(tmp_path, model_name_or_path=adapter, dtype="float32", load_in_4bit=True))
     assert_figures(found, score_pairs(policy, load(base, **quantised), make_pool()), tolerance=1e-3)
 

@@ -98,7 +98,6 @@ def test_plots_name_what_they_show(tmp_path, drawn, models):
 
 @pytest.mark.parametrize(("groups", "models"), [(30, 1), (30, 8)])
 def test_plots_of_many_groups_fit(tmp_path, groups, models):
-    """No edge cuts anything off."""
     names = [f"Language_{index:03} (Script)" for index in range(groups)]
     write_evaluation(*evaluation(names, [f"m{index}" for index in range(models)]), tmp_path)
     for name in FILES[:2]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scoring_oracle import load, token_log_probs
+from oracles import load, token_log_probs
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_capo.data.tokenise import TokenisedPair
