@@ -31,7 +31,7 @@ class CAPOConfig(DPOConfig):
             Column that names each pair's group, by which noise rates and rewards are reported. `"auto"` is `language`
             if the data have that column; `None` (`none` in YAML) turns groups off.
         padding_free (`bool`, *optional*, defaults to `False`):
-            Option of `DPOConfig` that TRL 1.16 ignores. `True` computes no padding, and the common beginning of each
+            Option of `DPOConfig` that TRL 1.16 ignores. `True` skips padding and computes the common beginning of each
             pair once; the results are equal up to rounding (docs/performance.md). `False` leaves TRL's batches alone.
 
     Raises:

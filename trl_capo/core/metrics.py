@@ -103,7 +103,7 @@ class PairMetrics:
 
 
 def _is_first(numbers: Tensor) -> Tensor:
-    """Return (N,) whether each number occurs for the first time: samplers repeat pairs to fill up the last batch."""
+    """Return whether each number is a first occurrence, (N,): samplers repeat pairs to fill up the last batch."""
     ordered, order = torch.sort(numbers, stable=True)
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]

@@ -24,7 +24,7 @@ BELIEF_MARGIN = 1e-5  # distance that a belief keeps from 0 and from 1
 
 
 def _log_agreement(belief: Tensor, noise_rates: Tensor) -> Tensor:
-    """(B, E, K) log(e + (1-2e) p) for (B, K) beliefs p that a label would be right if none were flipped."""
+    """Compute log(e + (1-2e) p), (B, E, K), for (B, K) beliefs p that the chosen answer is better."""
     rates = noise_rates[:, None]
     return torch.log(rates + (1.0 - 2.0 * rates) * belief[:, None])
 
@@ -83,7 +83,7 @@ def fit_noise_rates(
 
 
 def _fit_group_rates(loglik: Tensor, overall: Tensor, noise_rates: Tensor) -> Tensor:
-    """(G,) posterior means under a mixture of beta priors around the overall rate, fitted to all groups."""
+    """Compute (G,) posterior means; the prior, a mixture of betas around the overall rate, is fitted to all groups."""
     strength = noise_rates.new_tensor(GROUP_PRIOR_PAIRS)[:, None]
     flipped, right = strength * overall - 1.0, strength * (1.0 - overall) - 1.0
     prior = torch.log_softmax(flipped * torch.log(noise_rates) + right * torch.log1p(-noise_rates), dim=1)
@@ -93,7 +93,7 @@ def _fit_group_rates(loglik: Tensor, overall: Tensor, noise_rates: Tensor) -> Te
 
 
 def standardised_margin(margin: Tensor, tokens: Tensor) -> Tensor:
-    """Put the reference's margins on a scale that lengths and outliers do not stretch: asinh(margin / sqrt(tokens)).
+    """Standardise the reference's margins for length and damp outliers: asinh(margin / sqrt(tokens)).
 
     Args:
         margin: (B,) log pi_ref(chosen) - log pi_ref(rejected) in nats; a value that is not finite gives 0.

@@ -137,7 +137,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         return noise_model.fit_slopes(self._slope_loglik, self.noise_rates, self._rate_grid, self._slope_grid)
 
     def _rows(self, groups: Tensor) -> Tensor:
-        """(B,) the row of each pair's group in the fits, 0 (all pairs) for a group absent from training."""
+        """Return the row, (B,), of each pair's group in the fits, or 0 (all pairs) if training lacks the group."""
         self._move_to(groups.device)
         return torch.where(groups < len(self.group_names), groups + 1, 0)
 

@@ -43,7 +43,7 @@ class PaddingFree:
             self._pad(obstacle)
 
     def __call__(self, model: Callable[..., Any], **inputs: Any) -> Any:
-        """Call `model` as `model(**inputs)` and return its output, with per-token fields as (2B, T-1).
+        """Return what `model(**inputs)` would return, with per-token fields as (2B, T-1).
 
         Args:
             model: the constructor's `model` or a wrapper of it, with TRL's fused head (`add_fused_lm_head`).
@@ -158,8 +158,8 @@ class Packing:
 def _lay_out(lengths: list[int], common: list[int], hidden_size: int, share: bool) -> tuple[list, list, tuple]:
     """Return the flat start of each sequence, the number of tokens each pair shares, and the shape of the rows.
 
-    `lengths` are those of 2B sequences, `common` those of B common beginnings. It takes the cheapest of a few widths,
-    since the cost of attention per token grows with the width. A pair longer than the width shares nothing.
+    `lengths` are those of 2B sequences, `common` those of B common beginnings. The cheapest of a few widths is used,
+    since attention costs more per token in wider rows. A pair longer than the width shares nothing.
     """
     pairs, found, chosen = len(common), [], lengths[: len(common)]
     sizes = [a + b - max(n - 1, 0) for n, a, b in zip(common, chosen, lengths[pairs:], strict=True)]

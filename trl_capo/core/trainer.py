@@ -1,6 +1,6 @@
 """CAPOTrainer: TRL's DPOTrainer with a confidence-scaled loss and exact metrics per group.
 
-DPOTrainer computes its loss without a per-pair hook, so its code is left alone and its result is corrected: the
+DPOTrainer has no hook for the losses of pairs. Its code is left alone, and its result is corrected: the
 reference log-probs are computed first and handed over as if they were precomputed, the policy's output is recorded as
 it passes through, and `weight * mean(capo_losses - dpo_losses)` is added to the loss. A step takes one forward pass of
 the policy and one of the reference, as in DPO. tests/core/test_trl_contract.py checks these assumptions about TRL.
@@ -41,7 +41,7 @@ class CAPOTrainer(DPOTrainer):
     - Evaluation metrics are means over pairs: every pair counts once, for any batch size and number of processes,
       whereas TRL averages the means of batches. Each key carries the name of its data set.
     - Callbacks that subclass `PairCallback` receive every micro-batch.
-    - `padding_free=True`, which TRL 1.16 ignores, computes without padding and each pair's common beginning once.
+    - `padding_free=True`, which TRL 1.16 ignores, skips padding and computes each pair's common beginning once.
     - Data sets get the columns `capo_pair` and `capo_group`, and checkpoints hold the noise-rate estimate.
     - `args` that are not a `CAPOConfig` raise TypeError; groups or weights that cannot be used raise ValueError.
     """
