@@ -12,12 +12,12 @@ import contextlib
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 from benchmark import save_random_model
 
@@ -35,7 +35,7 @@ def write_pairs(file: Path, pairs: int) -> None:
             lines.write(json.dumps(row) + "\n")
 
 
-def measure(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, float, float]:
+def measure(command: list[str], environment: dict[str, str], folder: Path) -> tuple[float, float, float]:
     """Run a command; return the seconds to its first logged loss, the CPU seconds and the peak memory in GiB."""
     environment = {**os.environ, **environment, "HF_DATASETS_CACHE": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
     first, peak, log, before = None, 0, folder / "log", sum(os.times()[2:4])
@@ -68,24 +68,17 @@ def main() -> None:
     settings |= {"dataset_name": folder / "data", "output_dir": folder / "output"}
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     ours = [sys.executable, "-m", "trl_capo.cli", "train", *words]
-    project = str(Path(__file__).parents[1])
     commands = {"trl dpo": ([str(Path(sys.executable).with_name("trl")), "dpo", *words], {})}
-    commands["trl-capo train"] = (ours, {"PYTHONPATH": project})
+    commands["trl-capo train"] = (ours, {"PYTHONPATH": str(Path(__file__).parents[1])})
     if options.checkout:
         commands[f"trl-capo train ({options.checkout})"] = (ours, {"PYTHONPATH": options.checkout})
-    found = {name: [] for name in commands}
-    for _ in range(options.rounds):
-        for name, (command, environment) in commands.items():
-            found[name].append(measure(command, folder, environment))
-    base = None
-    print(
-        "| command | seconds to the first step | ratio | CPU seconds | peak memory, GiB | ratio |\n|---|" + "---:|" * 5
-    )
-    for name, runs in found.items():
-        seconds, cpu, memory = map(statistics.median, zip(*runs, strict=True))
-        base = base or (seconds, memory)
-        ratios = seconds / base[0], memory / base[1]
-        print(f"| `{name}` | {seconds:.1f} | {ratios[0]:.2f} | {cpu:.1f} | {memory:.2f} | {ratios[1]:.2f} |")
+    rounds = [{name: measure(*call, folder) for name, call in commands.items()} for _ in range(options.rounds)]
+    print("| command | seconds to the first step | ratio | CPU seconds | peak memory, GiB | ratio |")
+    print("|---|" + "---:|" * 5)
+    medians = {name: np.median([found[name] for found in rounds], axis=0) for name in commands}
+    first, _, base = medians["trl dpo"]
+    for name, (seconds, cpu, memory) in medians.items():
+        print(f"| `{name}` | {seconds:.1f} | {seconds / first:.2f} | {cpu:.1f} | {memory:.2f} | {memory / base:.2f} |")
     shutil.rmtree(folder)
 
 

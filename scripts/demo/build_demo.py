@@ -67,8 +67,7 @@ def build_model(folder: Path, name: str, data: Path, data_settings: dict) -> Non
     """Build the model `name` unless it is there; the vocabulary of Gemma depends on the data."""
     packages = package_versions([*demo_model.PACKAGES[name], "transformers"])
     settings = {"recipe": RECIPE, "model": name, "packages": packages}
-    if name == "gemma":
-        settings["data"] = data_settings
+    settings |= {"data": data_settings} if name == "gemma" else {}
     rows = [row for split in demo_data.SPLITS for row in demo_data.read_split(data / f"{split}.jsonl")]
     chats = [row["prompt"] + row[answer] for row in rows for answer in ("chosen", "rejected")]
     build_part(folder, settings, lambda path: demo_model.write_model(path, name, chats))
@@ -89,9 +88,8 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("demo"))
     parser.add_argument("--model", choices=sorted(demo_model.PACKAGES), default="smollm2")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the choice of negatives")
-    parser.add_argument(
-        "--held_out", type=float, default=demo_data.HELD_OUT, help="share of the pairs in each of validation and test"
-    )
+    share = "share of the pairs in each of validation and test"
+    parser.add_argument("--held_out", type=float, default=demo_data.HELD_OUT, help=share)
     args = parser.parse_args()
     if not 0 < args.held_out <= 0.4:
         parser.error(f"--held_out {args.held_out}: give a share in (0, 0.4]")

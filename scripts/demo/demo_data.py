@@ -17,13 +17,13 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-LANGUAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+LANGUAGES = {  # Django's code: the English name, and the languages that serve as `wrong_language`
     "ar": ("Arabic", ("fa",)),
     "cy": ("Welsh", ("br", "ga")),
     "de": ("German", ("nl",)),
@@ -37,7 +37,6 @@ LANGUAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sw": ("Swahili", ()),
     "zh-hans": ("Simplified Chinese", ("zh-hant",)),
 }
-"""Django's code: the English name, and the languages that serve as `wrong_language`."""
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.08  # share of the pairs in each of `validation` and `test`; the rest is `train`
 LARGEST_GROUP = 0.05  # of a held-out split, so that it covers many topics
@@ -48,8 +47,7 @@ CLOSEST = 10  # `other_message` is drawn from this many messages of the closest 
 LENGTH_RATIO = 1.5
 PLACEHOLDER = re.compile(r"%\(\w*\)[#0 +-]*[\d.]*[a-zA-Z]|%[a-zA-Z%]|\{[^{}]*\}|</?\w[^<>]*>|&#?\w+;")
 
-Catalogue = dict[str, str]
-"""English message: translation."""
+Catalogue = dict[str, str]  # English message: translation
 
 
 def words_of(message: str) -> str:
@@ -96,9 +94,8 @@ def draw(*parts: object) -> int:
     return int.from_bytes(sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big")
 
 
-def group_near_twins(catalogues: Iterable[Catalogue]) -> dict[str, str]:
+def group_near_twins(catalogues: Collection[Catalogue]) -> dict[str, str]:
     """Map each message to the name of its group, which near-twins and messages with a shared translation share."""
-    catalogues = list(catalogues)
     messages = sorted({message for catalogue in catalogues for message in catalogue})
     parent = {message: message for message in messages}
 

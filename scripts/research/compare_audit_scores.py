@@ -10,10 +10,8 @@ runs (lowest to highest); 95 % intervals over runs and pairs are in brackets.
 import itertools
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,9 +27,8 @@ from trl_capo.study.run import add_noise, read_parts
 
 MIN_PAIRS = 200  # of a language whose noise rate counts; if none has so many, that of the largest counts
 TOLERANCE = 0.05  # largest error of an acceptable noise rate
-Ranked = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""(N,) scores, (N,) which labels are wrong, (N,) languages."""
-SCORES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+Ranked = tuple[np.ndarray, np.ndarray, np.ndarray]  # (N,) scores, (N,) which labels are wrong, (N,) languages
+SCORES = {
     "low_mean_confidence": lambda pairs: 1.0 - pairs["mean_confidence"],
     "low_final_confidence": lambda pairs: 1.0 - pairs["final_confidence"],
     "low_first_margin": lambda pairs: -pairs["first_margin"],  # before the model learned from the pair
@@ -43,19 +40,13 @@ SCORES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 }
 
 
-@dataclass(frozen=True)
-class AuditedRun:
+class AuditedRun(NamedTuple):
     """A finished run: its settings, the study's data, its training pairs with their noise, and their dynamics."""
 
     settings: dict[str, Any]
     parts: dict[str, Dataset]
     noisy: Dataset
     dynamics: Dynamics
-
-    @property
-    def wrong(self) -> np.ndarray:
-        """(N,) which labels of `dynamics.pairs` are wrong."""
-        return np.array(self.noisy[IS_NOISY][:])[self.dynamics.pairs.index]
 
 
 def read_run(folder: Path) -> AuditedRun:
@@ -69,54 +60,34 @@ def read_run(folder: Path) -> AuditedRun:
     return AuditedRun(settings, parts, noisy, read_dynamics(log))
 
 
-def precision_at(scores: np.ndarray, wrong: np.ndarray, share: float = 0.05) -> float:
-    """Return the share of wrong labels among the first `share` of all pairs (at least one) by falling score."""
-    return float(wrong[np.argsort(-scores, kind="stable")[: max(1, int(share * len(scores)))]].mean())
-
-
 def auroc_by_language(scores: np.ndarray, wrong: np.ndarray, names: np.ndarray) -> dict[str, float]:
     """Return the AUROC, in percent, in every language that has both right and wrong labels."""
     found = {name: 100 * auroc(scores[names == name], wrong[names == name]) for name in sorted(set(names))}
     return {name: value for name, value in found.items() if not np.isnan(value)}
 
 
-def ranking(scores: np.ndarray, wrong: np.ndarray, names: np.ndarray) -> list[float]:
-    """Return in percent the AUROC, that of the worst language, and the precision among the first 5 %."""
-    worst = min(auroc_by_language(scores, wrong, names).values(), default=np.nan)
-    return [100 * auroc(scores, wrong), worst, 100 * precision_at(scores, wrong)]
+def ranking(scores: np.ndarray, wrong: np.ndarray, own: np.ndarray) -> list[float]:
+    """Return in percent the AUROC, that of the pairs `own`, and the precision among the first 5 % by falling score."""
+    first = np.argsort(-scores, kind="stable")[: max(1, int(0.05 * len(scores)))]
+    return [100 * auroc(scores, wrong), 100 * auroc(scores[own], wrong[own]), 100 * float(wrong[first].mean())]
 
 
 def ranking_estimates(runs: list[Ranked], draws: int = 400) -> dict[str, Estimate]:
-    """Estimate means over runs of the same pairs, with 95 % intervals from a bootstrap over runs and pairs.
-
-    In percent: AUROC, AUROC in the language in which its mean is lowest, and precision among the first 5 %.
-    """
+    """Estimate means of `ranking` over runs of the same pairs, by a bootstrap of both; `own` is the worst language."""
     names, generator = runs[0][2], np.random.default_rng(0)
     languages = pd.DataFrame([auroc_by_language(*run) for run in runs]).dropna(axis=1).mean()
     worst = languages.idxmin() if len(languages) else None
-
-    def figures(run: int, pairs: np.ndarray) -> list[float]:
-        scores, wrong = (part[pairs] for part in runs[run][:2])
-        own = names[pairs] == worst
-        return [100 * auroc(scores, wrong), 100 * auroc(scores[own], wrong[own]), 100 * precision_at(scores, wrong)]
-
-    drawn = []
+    arrays, drawn = [(scores, wrong, names == worst) for scores, wrong, _ in runs], []
     for _ in range(draws):
-        pairs = generator.integers(len(names), size=len(names))
-        drawn.append(np.mean([figures(run, pairs) for run in generator.integers(len(runs), size=len(runs))], axis=0))
-    means = np.mean([figures(run, np.arange(len(names))) for run in range(len(runs))], axis=0)
+        pairs, places = (generator.integers(size, size=size) for size in (len(names), len(runs)))
+        drawn.append(np.mean([ranking(*(part[pairs] for part in arrays[place])) for place in places], axis=0))
+    means = np.mean([ranking(*run) for run in arrays], axis=0)
     headings = ("AUROC", f"AUROC in {worst}", "precision, first 5 %")
     columns = [values[~np.isnan(values)] for values in np.array(drawn).T]  # a draw may have labels of one kind only
     return {
         heading: percentile_estimate(mean, values) if len(values) else Estimate(mean, np.nan, np.nan)
         for heading, mean, values in zip(headings, means, columns, strict=True)
     }
-
-
-def rate_errors(rates: np.ndarray, true: np.ndarray) -> list[float]:
-    """Return in points the mean size of the errors, the largest size, and the mean error."""
-    errors = 100 * (rates - true)
-    return [np.abs(errors).mean(), np.abs(errors).max(), errors.mean()]
 
 
 def supervised_score(pairs: pd.DataFrame, wrong: np.ndarray, folds: int = 10) -> np.ndarray:
@@ -147,26 +118,29 @@ def compare(runs: list[AuditedRun]) -> None:
     """Print the tables of runs with the same noise."""
     ranked, rated, covered, close, audited, scored = {}, {}, [], [], [], []
     for run in runs:
-        pairs, wrong = run.dynamics.pairs, run.wrong
+        pairs, languages = run.dynamics.pairs, run.dynamics.pairs["group"].to_numpy(object)
+        wrong = np.array(run.noisy[IS_NOISY][:])[pairs.index]
         errors = {name: estimate_label_errors(run.dynamics, name) for name in ("mean_margin", "first_margin")}
-        columns = {name: score(pairs) for name, score in SCORES.items()}
-        columns |= {f"posterior from {name}": found.pairs["log_odds"].sort_index() for name, found in errors.items()}
-        columns["(supervised)"] = pd.Series(supervised_score(pairs, wrong))
+        columns = {name: score(pairs).to_numpy(float) for name, score in SCORES.items()}
+        for name, found in errors.items():
+            columns[f"posterior from {name}"] = found.pairs["log_odds"].sort_index().to_numpy()
+        columns["(supervised)"] = supervised_score(pairs, wrong)
         for name, scores in columns.items():
-            ranked.setdefault(name, []).append(ranking(scores.to_numpy(float), wrong, pairs["group"].to_numpy(object)))
+            found = auroc_by_language(scores, wrong, languages)
+            worst = min(found, key=found.get, default=None)
+            ranked.setdefault(name, []).append(ranking(scores, wrong, languages == worst))
         groups = errors["mean_margin"].groups.assign(true=pd.Series(wrong, pairs.index).groupby(pairs["group"]).mean())
-        sizes = pairs["group"].value_counts()
-        large = sizes.reindex(groups.index) >= min(MIN_PAIRS, sizes.max())
         groups["at first sight"] = errors["first_margin"].groups["mixture_rate"]
-        groups = groups[large]
+        sizes = pairs["group"].value_counts()
+        groups = groups[sizes.reindex(groups.index) >= min(MIN_PAIRS, sizes.max())]
         names = {"mixture": "mixture_rate", "CAPO's": "training_rate", "both, the audit's": "rate"}
         for name, column in (names | {"mixture, first pass only": "at first sight"}).items():
-            rated.setdefault(name, []).append(rate_errors(groups[column].to_numpy(), groups["true"].to_numpy()))
+            error = 100 * (groups[column] - groups["true"]).to_numpy()
+            rated.setdefault(name, []).append([np.abs(error).mean(), np.abs(error).max(), error.mean()])
         covered += groups["true"].between(groups["low"], groups["high"]).tolist()
         close += ((groups["rate"] - groups["true"]).abs() <= TOLERANCE).tolist()
-        own = errors["mean_margin"].pairs.sort_index()
-        audited.append((own["log_odds"].to_numpy(), wrong, pairs["group"].to_numpy(object)))
-        scored.append(pd.DataFrame({"score": own["score"], "wrong": wrong}))
+        audited.append((columns["posterior from mean_margin"], wrong, languages))
+        scored.append(pd.DataFrame({"score": errors["mean_margin"].pairs["score"].sort_index(), "wrong": wrong}))
     print_table("score", ["AUROC", "worst language", "precision, first 5 %"], ranked)
     print_table("noise rate, error in points", ["mean size", "largest", "mean"], rated)
     texts = [f"{name} {e.value:.1f} [{e.low:.1f}, {e.high:.1f}]" for name, e in ranking_estimates(audited).items()]

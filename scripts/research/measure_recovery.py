@@ -22,7 +22,7 @@ from transformers import HfArgumentParser
 
 from trl_capo.audit.mislabels import estimate_label_errors
 from trl_capo.common.fingerprint import fingerprint
-from trl_capo.common.intervals import Estimate, TwoLevelBootstrap, percentile_estimate
+from trl_capo.common.intervals import TwoLevelBootstrap, percentile_estimate
 from trl_capo.core.pairs import WEIGHT
 from trl_capo.data.clean import CleanArguments, clean
 from trl_capo.data.noise import IS_NOISY
@@ -30,8 +30,7 @@ from trl_capo.study.plan import RESULT
 from trl_capo.study.results import MARGINS
 from trl_capo.study.run import run
 
-Accuracy = tuple[np.ndarray, np.ndarray]
-"""(pairs,) whether each test pair is ranked as labelled, and (pairs,) groups."""
+Accuracy = tuple[np.ndarray, np.ndarray]  # (pairs,) whether each test pair is ranked as labelled, (pairs,) groups
 
 
 @dataclass
@@ -40,13 +39,6 @@ class RecoveryArguments:
 
     learning_rate: float = 3e-4
     epochs: float = 1
-
-
-def label_sets(found: AuditedRun, rules: CleanArguments) -> list[Dataset]:
-    """Return the run's pairs with right labels, with its noise, and cleaned of what the log makes likely wrong."""
-    suspects = estimate_label_errors(found.dynamics).pairs[["score"]]
-    cleaned, _ = clean(found.noisy, suspects=suspects, rules=rules)
-    return [found.parts["train"], *(labels.remove_columns(IS_NOISY) for labels in (found.noisy, cleaned))]
 
 
 def train_dpo(labels: Dataset, found: AuditedRun, folder: Path, args: RecoveryArguments) -> Accuracy:
@@ -80,7 +72,9 @@ def train_all(folder: Path, found: AuditedRun, rules: CleanArguments, args: Reco
         (recovery / "memory").symlink_to(Path("..", "memory"))
     names = [f"right-{seed}", f"noisy-{found.settings['noise']}-{seed}", f"{given}-{folder.name}"]
     names = [f"{name.replace('/', '_')}-{args.epochs:g}ep-lr{args.learning_rate:.2e}" for name in names]
-    labels = label_sets(found, rules)
+    suspects = estimate_label_errors(found.dynamics).pairs[["score"]]
+    cleaned, _ = clean(found.noisy, suspects=suspects, rules=rules)
+    labels = [found.parts["train"], *(part.remove_columns(IS_NOISY) for part in (found.noisy, cleaned))]
     return [train_dpo(part, found, recovery / "runs" / name, args) for name, part in zip(names, labels, strict=True)]
 
 
@@ -91,19 +85,16 @@ def table_line(noise: str, runs: list[list[Accuracy]]) -> str:
     draws = [bootstrap.draws(values, seeds) for values in ranked]
     right, noisy, cleaned = (values.mean() for values in ranked)
     gain, loss = draws[2] - draws[1], draws[0] - draws[1]
-    cells = [percentile_estimate(100 * value.mean(), 100 * drawn) for value, drawn in zip(ranked, draws, strict=True)]
-    cells = [
-        *(_text(cell, ".1f") for cell in cells),
-        _text(percentile_estimate(100 * (cleaned - noisy), 100 * gain), "+.1f"),
-    ]
-    share = "-"
+    cells = [_cell(100 * value.mean(), 100 * drawn, ".1f") for value, drawn in zip(ranked, draws, strict=True)]
+    cells += [_cell(100 * (cleaned - noisy), 100 * gain, "+.1f"), "-"]
     if percentile_estimate(right - noisy, loss).low > 0:
         shares = np.divide(gain, loss, out=np.where(gain > 0, np.inf, -np.inf), where=loss > 0)
-        share = _text(percentile_estimate((cleaned - noisy) / (right - noisy), shares), ".2f")
-    return f"| {noise} | {len(runs)} | {' | '.join([*cells, share])} |"
+        cells[-1] = _cell((cleaned - noisy) / (right - noisy), shares, ".2f")
+    return f"| {noise} | {len(runs)} | {' | '.join(cells)} |"
 
 
-def _text(found: Estimate, digits: str) -> str:
+def _cell(value: float, draws: np.ndarray, digits: str) -> str:
+    found = percentile_estimate(value, draws)
     return f"{found.value:{digits}} [{found.low:{digits}}, {found.high:{digits}}]"
 
 
