@@ -86,8 +86,7 @@ class CAPOTrainer(DPOTrainer):
         self._capo_train_dataset = train_dataset  # as given, before DPOTrainer tokenises and drops rows
         pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
         self._capo_packing: dict[bool, PaddingFree] = {}
-        # DPOTrainer would warn that it pads.
-        self._capo_padding_free, args.padding_free = args.padding_free, False
+        self._capo_padding_free, args.padding_free = args.padding_free, False  # DPOTrainer would warn that it pads
         super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *rest, **kwargs)
         args.padding_free = self._capo_padding_free
         self.data_collator = PairCollator(self.data_collator)
@@ -110,7 +109,9 @@ class CAPOTrainer(DPOTrainer):
             return model
         is_reference = model is self.ref_model
         if is_reference not in self._capo_packing:
-            self._capo_packing[is_reference] = PaddingFree(self.accelerator.unwrap_model(model))
+            exact = not (self.args.bf16 or self.args.fp16 or self.args.tf32)
+            own = self.accelerator.unwrap_model(model)
+            self._capo_packing[is_reference] = PaddingFree(own, exact, self.accelerator.gather)
         return partial(self._capo_packing[is_reference], model)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
