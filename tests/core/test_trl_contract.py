@@ -62,6 +62,14 @@ def imported_names() -> set[tuple[str, str]]:
     return found
 
 
+def test_attributes_of_models_that_packing_relies_on_exist():
+    for name in ("_supports_attention_backend", "_is_stateful", "base_model"):
+        assert hasattr(transformers.PreTrainedModel, name), f"{VERSIONS}, whose models have no {name}."
+    assert transformers.LlamaConfig(attn_implementation="eager")._attn_implementation == "eager", VERSIONS
+    mistral = importlib.import_module("transformers.models.mistral.modeling_mistral")
+    assert hasattr(mistral, "create_sliding_window_causal_mask"), VERSIONS
+
+
 @pytest.mark.parametrize("module", NAMES)
 def test_names_that_are_imported_exist(module):
     for name in NAMES[module].split():
