@@ -67,7 +67,7 @@ class PaddingFree:
         return output if self._checked else self._check(output, model, inputs)
 
     def _check(self, output: Any, model: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), _score_labels_only():
             expected = model(**inputs).log_probs
         self._checked = True
         difference, size = (output["log_probs"].detach() - expected).abs().sum(), expected.abs().sum().clamp(min=1e-6)
