@@ -43,7 +43,7 @@ study-results:
 test: .venv/test
 	$(PYTEST) -m "not slow and not gpu"
 
-# All tests, also those that need a GPU, a browser or DeepSpeed, and 20 trainings that are killed and resumed.
+# All tests, also those that need a GPU, a browser or DeepSpeed, and 20 runs that are killed and resumed.
 test-all: .venv/test-all
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/callbacks/kill_battery.py --kills 20 --seed 0

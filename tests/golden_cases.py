@@ -1,4 +1,4 @@
-"""Cases of the golden files: trainings, a pair log, and preference pairs that are the same in every version.
+"""Cases of the golden files: training runs, a pair log, and preference pairs that are the same in every version.
 
 Everything here uses only the public API and takes models as folders, so that a script can run the same cases with
 another checkout of the package. tests/test_goldens.py compares with the recorded values.
@@ -102,7 +102,7 @@ class Terminate(TrainerCallback):
 
 
 INTERRUPTED = {"save_strategy": "steps", "save_steps": 100, "gradient_accumulation_steps": 2, "eval_strategy": "no"}
-"""Options of the training that is killed in its fourth step and resumed, of the case `full` with the rate `auto`."""
+"""Options of the run that is killed in its fourth step and resumed, of the case `full` with the rate `auto`."""
 
 
 def weight_sums(model: torch.nn.Module) -> dict[str, list[float]]:
@@ -131,7 +131,7 @@ MEASURES += ("chosen_logps", "rejected_logps", "reference_margin")
 
 
 def audited_pairs() -> Dataset:
-    """240 pairs, of which a known fifth has a wrong label: most of them in Swahili."""
+    """240 pairs with known labels; a fifth are wrong, most of them in Swahili."""
     wrong = np.random.default_rng(5).random(240) < np.array([0.05, 0.4, 0.15] * 80)
     return golden_pairs(240).add_column("is_noisy", wrong.tolist())
 

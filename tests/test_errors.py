@@ -72,7 +72,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, model_dir) -> Path:
-    """Folder with data sets that have one fault each, and a training with its pair log."""
+    """Folder with data sets that have one fault each, and a run with its pair log."""
     folder = tmp_path_factory.mktemp("place")
     for name, change in DATA.items():
         rows = [{**row, **change(row)} for row in make_pairs()]

@@ -1,4 +1,4 @@
-"""Recorded results: trainings, an evaluation, an audit, injected noise and the committed study.
+"""Recorded results: training runs, an evaluation, an audit, injected noise and the committed study.
 
 The values are those of the code before its restructuring (tests/golden_cases.py has the cases). They differ in their
 last digits from processor to processor, so they are compared within 1e-4.

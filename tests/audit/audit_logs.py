@@ -23,7 +23,7 @@ def row(pair: int, epoch: int, margin: float, **values: Any) -> dict[str, Any]:
 
 
 def make_log(folder: Path, rows: list[dict], total: int, shard: int = 50, fingerprint="?", source=None, **info) -> Log:
-    """Write a log in shards of so many rows, each of which is a step."""
+    """Write a log with one step per row and `shard` rows per file."""
     folder.mkdir(parents=True)
     for start in range(0, len(rows), shard):
         part = [{"step": start + place + 1} | line for place, line in enumerate(rows[start : start + shard])]

@@ -21,7 +21,7 @@ FILES |= {"report.md", "data_map.png", "noise_rates.png"}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, model_dir) -> str:
-    """Output folder of a training of two epochs on noisy pairs, with its log."""
+    """Output folder of a two-epoch run on noisy pairs, with its log."""
     folder = tmp_path_factory.mktemp("run")
     make_pairs().to_json(folder / "pairs.jsonl", force_ascii=False)
     options = CPU_ARGUMENTS | {"model_name_or_path": model_dir, "dataset_name": folder / "pairs.jsonl"}

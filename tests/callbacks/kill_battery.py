@@ -1,4 +1,4 @@
-"""Kill trainings at random points and resume them: `python tests/callbacks/kill_battery.py --kills 20 --seed 0`.
+"""Kill training runs at random points and resume them: `python tests/callbacks/kill_battery.py --kills 20 --seed 0`.
 
 Each case is trained once undisturbed and once with kills, in a step or while a checkpoint is being written, of all
 processes or of one. The final weights and the pair log must be equal, and after SIGTERM no step may be lost.
@@ -52,7 +52,7 @@ def begun(folder: Path) -> list[int]:
 
 
 def train(folder: Path, case: str, rank: int, port: int) -> None:
-    """Train in one process, or finish a training; the main process leaves `done.pt`."""
+    """Train in one process, or finish a run; the main process leaves `done.pt`."""
     processes, lora, options = CASES[case]
     sys.stdout = (folder / f"log-{rank}").open("a")
     pair_log.BUFFERED_PAIRS = 8 // processes  # shards of two steps
@@ -86,7 +86,7 @@ def finish(children: list[ForkProcess]) -> list[int | None]:
 
 
 def kill(chance: random.Random, folder: Path, case: str, number: signal.Signals, moment: str) -> str:
-    """Start or resume a training and kill it; return what was done."""
+    """Start or resume a run and kill it; return what was done."""
     output, before, steps = folder / "output", len(begun(folder)), chance.randint(1, 4)
     saved, children = set(output.glob("checkpoint-*")), start(folder, case)
     while len(begun(folder)) < before + steps if moment == "a step" else set(output.glob("checkpoint-*")) <= saved:

@@ -1,4 +1,4 @@
-"""The pair log of real trainings, against an oracle that scores every pair by itself, and its folder."""
+"""The pair log of real runs, against an oracle that scores every pair by itself, and its folder."""
 
 import json
 import math

@@ -72,7 +72,7 @@ def simulate(labels, draw, trials: int, resamples: int) -> list[dict]:
 
 @pytest.mark.parametrize("key", ["overall", "macro"])
 def test_intervals_cover_the_true_difference_about_95_times_in_100(key):
-    """20 groups of 5 pairs, of which one model ranks 50 % right and the other 70 %."""
+    """There are 20 groups of 5 pairs; one model ranks 50 % right, the other 70 %."""
     labels = [f"g{index // 5:02}" for index in range(100)]
     found = simulate(labels, lambda both: (both[0] < 0.5, both[1] < 0.7), trials=200, resamples=400)
     covered = [result[key]["interval_95"][0] <= 0.2 <= result[key]["interval_95"][1] for result in found]

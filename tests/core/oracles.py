@@ -1,4 +1,4 @@
-"""An oracle of the loss and of what a training step logs, for trainings that are computed in any way.
+"""An oracle of the loss and of what a training step logs, for runs that are computed in any way.
 
 It never sees the trainer's batches. Before every step it takes the log-probs of each completion with plain
 cross-entropy, one unpadded sequence at a time, and puts them into the formulae of the method, in double precision.

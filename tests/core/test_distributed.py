@@ -20,8 +20,8 @@ from training_cases import AUTO, CASES, evaluation_cases, train, train_sharded
 
 from trl_capo import CAPOTrainer
 
-# Means over the tokens of a micro-batch, of which TRL logs the mean; what takes time; and the share of an epoch, which
-# Transformers counts in micro-batches.
+# TRL logs the mean of these means over the tokens of each micro-batch. Times differ from run to run, and Transformers
+# counts the share of an epoch in micro-batches.
 BY_MICRO_BATCH = ("entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected")
 NOT_COMPARED = ("runtime", "per_second", "total_flos", "epoch")
 

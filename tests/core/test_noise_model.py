@@ -128,7 +128,7 @@ def plain_noise_rates(windows, count: int) -> list[float]:
 
 
 def test_noise_rates_equal_a_plain_loop():
-    """Two windows, in the second of which the model is surer of itself, and three groups, of which one is noisier."""
+    """The model is surer in the second of two windows, and one of the three groups is noisier."""
     generator = np.random.default_rng(3)
     grid = torch.tensor(NOISE_RATES, dtype=torch.float64), torch.tensor(TEMPERATURES, dtype=torch.float64)
     carried, windows = torch.zeros(4, len(NOISE_RATES), dtype=torch.float64), []

@@ -157,7 +157,7 @@ SAME_AS_DPO = [
     ids=str,
 )
 def test_noise_rate_zero_is_dpo_to_the_bit(make_args, model_dir, other_model_dir, pairs, options, lora):
-    """Logs and weights of three steps, from the second of which a LoRA policy differs from its reference."""
+    """Compare logs and weights of three steps; from the second on, a LoRA policy differs from its reference."""
     data, runs = {"train_dataset": pairs, "eval_dataset": pairs.select(range(8))}, []
     for trainer_class, config, own in ((DPOTrainer, DPOConfig, {}), (CAPOTrainer, CAPOConfig, {"noise_rate": 0.0})):
         args, peft_config = make_args(config, **PLAIN | options | own), LoraConfig(**LORA) if lora else None

@@ -61,7 +61,7 @@ def test_good_pairs_of_every_format_pass_also_as_a_stream(form):
 
 
 def changed(rows: int, **columns) -> Dataset:
-    """Six pairs, of which the first ones have other values; None removes a column."""
+    """Six pairs; the first `rows` have other values in these columns, and None removes a column."""
     data = [row | (columns if index < rows else {}) for index, row in enumerate(PAIRS)]
     return Dataset.from_list(data)
 

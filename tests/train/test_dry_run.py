@@ -1,4 +1,4 @@
-"""A dry run reports what a training would meet, without weights; tests/test_errors.py has its mistakes."""
+"""A dry run reports what a run would meet, without weights; tests/test_errors.py has its mistakes."""
 
 import json
 

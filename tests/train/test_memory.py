@@ -1,4 +1,4 @@
-"""The estimate against published counts, the numbers of the ZeRO paper, and the tensors of real trainings."""
+"""The estimate against published counts, the numbers of the ZeRO paper, and the tensors of real runs."""
 
 import pytest
 import torch
