@@ -33,12 +33,12 @@ MODELS = {
 }
 # Lengths of prompts, chosen and rejected answers, how many tokens the answers share, and the tokens to compute
 SHAPES = {
-    "uneven": ((6, 1, 3), (2, 4, 1), (2, 1, 7), 0, 30),
-    "one token": ((1,), (1,), (1,), 0, 4),
-    "empty prompts": ((0, 0), (5, 2), (1, 3), 0, 11),
-    "identical answers": ((3, 5), (4, 2), (4, 2), 4, 16),
-    "one answer begins the other": ((3,), (2,), (6,), 2, 10),
-    "long and short": ((40, 2, 30, 7), (9, 1, 30, 3), (12, 5, 2, 1), 1, 142),
+    "uneven": ((6, 1, 3), (2, 4, 1), (2, 1, 7), 0, 24),
+    "one token": ((1,), (1,), (1,), 0, 2),
+    "empty prompts": ((0, 0), (5, 2), (1, 3), 0, 7),
+    "identical answers": ((3, 5), (4, 2), (4, 2), 4, 14),
+    "one answer begins the other": ((3,), (2,), (6,), 2, 9),
+    "long and short": ((40, 2, 30, 7), (9, 1, 30, 3), (12, 5, 2, 1), 1, 136),
 }
 
 
@@ -93,14 +93,14 @@ def test_packed_rows_equal_the_padded_batch(kind, shape, caplog):
     name, options = MODELS[kind]
     model, inputs = make(name, **options), batch(*SHAPES[shape])
     expected, packed = outcome(model, lambda: model(**inputs)), PaddingFree(model)
-    for _ in range(2):  # the first call also computes the padded batch
+    for _ in range(2):  # the first call also computes a padded pair
         assert_same(outcome(model, lambda: packed(model, **inputs)), expected)
     assert "padding_free" not in caplog.text
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shared_token_but_the_last_is_computed_once(shape):
-    """Rows of any width: the tokens to compute were counted by hand, and the last of a beginning is there twice."""
+def test_only_the_last_shared_token_is_computed_twice_and_last_tokens_not_at_all(shape):
+    """The tokens to compute were counted by hand; here rows of any width are equally cheap."""
     *lengths, expected = SHAPES[shape]
     packing = Packing(
         *(batch(*lengths)[name] for name in ("input_ids", "attention_mask", "labels")), hidden_size=10**6

@@ -43,7 +43,7 @@ def log_probs(model, rows):
     answers = torch.stack([places >= start for _, start, _ in padded]) & mask.bool()
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~answers, -100)}
     packed = PaddingFree(model)
-    packed._checked = True  # the padded batch of the first call would be counted, too
+    packed._checked = True  # the padded pair of the first call would be counted, too
     return packed(model, **inputs, fused_lm_head=True).log_probs.sum(dim=1)
 
 
@@ -84,7 +84,7 @@ def test_known_sequences_skip_the_frozen_layers_in_any_batch(model, path):
 def test_a_changed_token_is_computed(model, path):
     rows, calls = pairs(), freeze(model, 2, SequenceCache(path))
     log_probs(model, rows)
-    rows[0][1][0] = 3
+    rows[1][1][0] = 3
     fresh = LlamaForCausalLM(model.config).eval()
     fresh.load_state_dict(model.state_dict())
     add_fused_lm_head(fresh)

@@ -3,8 +3,8 @@
 TRL pads `[chosen; rejected]` to the longest sequence and computes every prompt twice. `PaddingFree` makes the same
 call on rows of concatenated pairs, and returns what the padded batch would have given, up to rounding:
 
-    tokens     p0 p1 p2 c0 c1 p2 r0 r1 r2 | next pair ...     p2 occurs twice, since it predicts both c0 and r0
-    positions   0  1  2  3  4  2  3  4  5 |  0 ...
+    tokens     p0 p1 p2 c0 c1 p2 r0 r1 r2 | next pair ...     p2 occurs twice, since it predicts both c0 and r0;
+    positions   0  1  2  3  4  2  3  4  5 |  0 ...            c2 and r3, the last tokens, would predict nothing
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class PaddingFree:
     """Call causal language models on packed rows instead of padded batches.
 
     `model` is the unwrapped model, with or without an adapter. Where packing cannot be exact, batches are padded and a
-    warning says why. The first batch is computed both ways; if the results differ by more than rounding, all batches
+    warning says why. A pair of the first batch is computed both ways; if this differs by more than rounding, batches
     are padded. `exact` says that models in float32 compute in it; `gather` collects a tensor from all processes.
     """
 
@@ -49,9 +49,8 @@ class PaddingFree:
     def __call__(self, model: Callable[..., Any], **inputs: Any) -> Any:
         """Return what `model(**inputs)` would return, with per-token fields as (2B, T-1).
 
-        `model` is the constructor's or a wrapper of it, with TRL's fused head. The inputs are (2B, T) `input_ids`,
-        `attention_mask` and `labels`, with rows `[chosen; rejected]`, and options.
-        """
+        `model` is the constructor's or a wrapper of it, with TRL's fused head. The inputs are options and (2B, T)
+        `input_ids`, `attention_mask` and `labels`, with rows `[chosen; rejected]`."""
         if (others := inputs.keys() - {*BATCH, "use_cache", "fused_lm_head"}) and not self._padded:
             self._pad(f"the model's inputs include {', '.join(sorted(others))}")
         if self._padded or not inputs.get("fused_lm_head"):
@@ -64,16 +63,15 @@ class PaddingFree:
         for name in PER_TOKEN & output.keys():
             output[name] = packing.unpack(output[name])
         output["loss"] = -output["log_probs"].sum() / output["label_mask"].sum().clamp(min=1)
-        return output if self._checked else self._check(output, model, inputs)
+        return output if self._checked else self._check(output, model, inputs, packing.last_pair)
 
-    def _check(self, output: Any, model: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    def _check(self, output: Any, model: Callable[..., Any], inputs: dict[str, Any], pair: list[int]) -> Any:
         with torch.no_grad(), _score_labels_only():
-            expected = model(**inputs).log_probs
+            expected = model(**inputs | {name: inputs[name][pair] for name in BATCH}).log_probs
         self._checked = True
-        difference, size = (output["log_probs"].detach() - expected).abs().sum(), expected.abs().sum().clamp(min=1e-6)
-        error = self._gather((difference / size)[None]).max()  # the same on all processes, which must agree
-        if error > self._limit:
-            self._pad(f"the log-probabilities of the first batch differ by {error:.2%} from those of the padded batch")
+        error = (output["log_probs"][pair].detach() - expected).abs().sum() / expected.abs().sum().clamp(min=1e-6)
+        if (error := self._gather(error[None]).max()) > self._limit:  # the same on all processes, which must agree
+            self._pad(f"the log-probabilities of a pair differ by {error:.2%} from those that padding gives")
         return model(**inputs) if self._padded else output
 
     def _pad(self, reason: str) -> None:
@@ -114,10 +112,12 @@ class Packing:
     """
 
     def __init__(self, ids: Tensor, mask: Tensor, labels: Tensor, hidden_size: int) -> None:
-        self._pairs, real = len(ids) // 2, mask.bool()
+        self._pairs, real = len(ids) // 2, F.pad(mask[:, 1:] & mask[:, :-1], (0, 1)).bool()  # without the last token
         same = (ids[: self._pairs] == ids[self._pairs :]) & real[: self._pairs] & real[self._pairs :]
         counts = torch.cat([real.sum(dim=1), same.cumprod(dim=1).sum(dim=1)]).tolist()
         starts, shared, shape = _lay_out(counts[: len(ids)], counts[len(ids) :], hidden_size)
+        last = max(range(self._pairs), key=lambda pair: starts[pair] % shape[1])  # most tokens lie before it
+        self.last_pair = [last, self._pairs + last]
         first, shared = torch.tensor([starts, [0] * self._pairs + shared], device=ids.device)[:, :, None]
         position = real.cumsum(dim=1) - 1
         own = real & (position >= shared)  # not shared with the chosen sequence
@@ -163,7 +163,7 @@ def _lay_out(lengths: list[int], common: list[int], hidden_size: int) -> tuple[l
     """
     pairs, found, common = len(common), [], [max(n - 1, 0) for n in common]  # the last one occurs twice
     sizes = [a + b - n for n, a, b in zip(common, lengths[:pairs], lengths[pairs:], strict=True)]
-    for width in [int(scale * max(lengths)) for scale in (1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16)]:
+    for width in [int(scale * max(1, *lengths)) for scale in (1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16)]:
         shared = [n * (size <= width) for n, size in zip(common, sizes, strict=True)]
         pieces = [(sizes[i], i, pairs + i) for i in range(pairs) if shared[i]]
         pieces += [(length, i) for i, length in enumerate(lengths) if not shared[i % pairs]]
@@ -173,7 +173,7 @@ def _lay_out(lengths: list[int], common: list[int], hidden_size: int) -> tuple[l
             used += [0] * (row == len(used))
             places |= dict.fromkeys(members, (row, used[row]))
             used[row] += size
-        shape = len(used), max(used)
+        shape = len(used), max(1, *used)
         after = [0] * pairs + [(length - n) * (n > 0) for length, n in zip(lengths[:pairs], shared, strict=True)]
         starts = [places[i][0] * shape[1] + places[i][1] + after[i] for i in range(2 * pairs)]
         found.append((shape[0] * shape[1] * (ATTENTION_COST * hidden_size + shape[1]), starts, shared, shape))

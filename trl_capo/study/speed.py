@@ -104,8 +104,7 @@ class FrozenLayers:
 def packed_sequences(ids: Tensor, positions: Tensor) -> tuple[list[tuple[int, int, int, int]], list[str]]:
     """Return the sequences of `Packing`'s rows as (row, start, stop, shared tokens of the one before), and their keys.
 
-    A sequence ends where the position does not grow by one. Those of a single token, which include padding, are left
-    out, since they predict nothing.
+    A sequence ends where the position does not grow by one; each token of padding counts as one.
     """
     places, keys = [], []
     for row, (tokens, position) in enumerate(zip(ids.tolist(), positions.tolist(), strict=True)):
@@ -114,7 +113,6 @@ def packed_sequences(ids: Tensor, positions: Tensor) -> tuple[list[tuple[int, in
         for start, stop in pairwise([*starts, len(tokens)]):
             shared = position[start]
             sequence = sequence[:shared] + tokens[start:stop]
-            if len(sequence) > 1:
-                places.append((row, start, stop, shared))
-                keys.append(_key(sequence))
+            places.append((row, start, stop, shared))
+            keys.append(_key(sequence))
     return places, keys
