@@ -2,8 +2,8 @@
 
 The system turn names a language, the user's turn is an English message, `chosen` is the human translation, and
 `rejected` is a hard negative: `other_message` is the human translation into the same language of another message of
-similar length, and `wrong_language` is the right message in a related language. Both are fluent human text, so a model
-cannot win by fluency alone. The data have a free licence (BSD) and need no model hub.
+similar length, `wrong_language` is the right message in a related language, and `english` is the message itself, as if
+a model had answered in English. All are fluent human text, so a model cannot win by fluency alone. The data have a free licence (BSD) and need no model hub.
 
 Messages that nearly agree ("Enter a valid IPv4 address." and "... IPv6 address.") or that share a translation form a
 group. A group lies in one split as a whole, and the negatives of a pair come from its split. All draws hash the seed,
@@ -163,17 +163,17 @@ def wrong_language(message: str, chosen: str, relatives: dict[str, Catalogue], k
     return relatives[min(candidates, key=lambda language: draw(*key, language))][message] if candidates else None
 
 
-def make_pair(message: str, language: str, pool: Catalogue, relatives: dict, groups: dict, seed: int) -> dict | None:
-    """Make one row, or None if no negative exists; a coin decides which kind of negative is tried first."""
+def make_pair(message: str, language: str, pool: Catalogue, relatives: dict, groups: dict, seed: int) -> dict:
+    """Make one row, with a kind of negative that is drawn from those that exist for the message."""
     chosen, key = pool[message], (seed, language, message)
     negatives = {
-        "other_message": lambda: other_message(message, pool, groups, key),
-        "wrong_language": lambda: wrong_language(message, chosen, relatives, key),
+        "english": message,
+        "other_message": other_message(message, pool, groups, key),
+        "wrong_language": wrong_language(message, chosen, relatives, key),
     }
-    order = sorted(negatives, reverse=draw(*key, "kind") % 2 == 1)
-    kind, rejected = next(((kind, text) for kind in order if (text := negatives[kind]())), (None, None))
-    if rejected is None:
-        return None
+    kinds = [kind for kind, text in negatives.items() if text]
+    kind = min(kinds, key=lambda kind: draw(*key, "kind", kind))
+    rejected = negatives[kind]
     return {
         "prompt": [
             {"role": "system", "content": f"Translate into {LANGUAGES[language][0]}."},
@@ -199,8 +199,7 @@ def make_splits(root: Path, seed: int = 0, held_out: float = HELD_OUT) -> dict[s
         relatives = {code: catalogues[code] for code in LANGUAGES[language][1]}
         for split in SPLITS:
             pool = {m: t for m, t in catalogue.items() if split_of[groups[m]] == split}
-            pairs = (make_pair(message, language, pool, relatives, groups, seed) for message in pool)
-            splits[split] += filter(None, pairs)
+            splits[split] += [make_pair(message, language, pool, relatives, groups, seed) for message in pool]
     return {name: sorted(rows, key=lambda row: draw(seed, "order", row["id"])) for name, rows in splits.items()}
 
 
