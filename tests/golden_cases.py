@@ -31,7 +31,7 @@ CASES = {
     "sigmoid_and_sft": {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 0.2]},
     "many_pairs": {"per_device_train_batch_size": 80},
 }
-MARGIN = {"noise_rate": "auto", "use_reference_margin": True}
+MARGIN = {"noise_rate": "auto", "witness": "reference"}
 RATES = {"0": {"noise_rate": 0.0}, "0.2": {"noise_rate": 0.2}, "auto": {"noise_rate": "auto"}}
 RUNS = {name: RATES | ({"auto, reference margin": MARGIN} if name == "full" else {}) for name in CASES}
 # 480 pairs in steps of 80: one temperature block ends in the first epoch, so that the second recognises pairs.

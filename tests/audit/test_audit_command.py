@@ -70,7 +70,7 @@ def test_a_log_without_data_is_audited_beside_it_again_and_with_warnings(tmp_pat
     found = audit(AuditArguments(str(tmp_path / log)))
     assert found.folder == tmp_path / folder
     assert {path.name for path in found.folder.iterdir()} == FILES - {"data_map.png"}
-    texts = ["1 pair of 9 not ranked", *["The run used the reference margin"] * asked, "The log names no data"]
+    texts = ["1 pair of 9 not ranked", *["The run used witness=reference"] * asked, "The log names no data"]
     report = (found.folder / "report.md").read_text(encoding="utf-8")
     for warning, start in zip(found.warnings, texts, strict=True):
         assert warning.startswith(start)

@@ -5,7 +5,7 @@ import math
 import torch
 from transformers import TrainerCallback
 
-from trl_capo.core.noise_model import SLOPES, TEMPERATURES
+from trl_capo.core.noise_model import TEMPERATURES
 
 
 def standardised(chosen, rejected, ref_chosen, ref_rejected) -> float:
@@ -14,11 +14,11 @@ def standardised(chosen, rejected, ref_chosen, ref_rejected) -> float:
 
 
 def pair_rates(
-    step, languages, rates, slope_posteriors, rhos=None, temperature_posterior=None, with_margin=True
+    step, languages, rates, slopes, mean_scales, rhos=None, temperature_posterior=None, with_margin=True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Every pair's own noise rate and label weight (docs/method.md, eq. 7).
 
-    `rates` and `slope_posteriors` are by language; `rhos` are those that pairs had when they were first seen.
+    `rates`, `slopes` and `mean_scales` are by language; `rhos` are those that pairs had when they were first seen.
     """
     own, weights = [], []
     for place, (language, pair) in enumerate(zip(languages, step, strict=True)):
@@ -27,21 +27,19 @@ def pair_rates(
             of_temperatures = zip(temperature_posterior, TEMPERATURES, strict=True)
             first = sum(probability / (1 + math.exp(-rhos[place] / t)) for probability, t in of_temperatures)
             odds = math.log(first / (1 - first))
-        belief = sum(
-            probability / (1 + math.exp(-odds - slope * margin))
-            for probability, slope in zip(slope_posteriors[language], SLOPES, strict=True)
-        )
+        belief = 1 / (1 + math.exp(-odds - slopes[language] * margin))
         wrong, rate = rates[language] * (1 - belief), rates[language]
         own.append(min(0.5, wrong / (wrong + (1 - rate) * belief)))
-        weights.append((1 - 2 * own[-1]) / max(1 - 2 * rate, 0.2))
+        weights.append((1 - 2 * own[-1]) / mean_scales[language])
     return torch.tensor(own, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
 
 
 class KeepEstimates(TrainerCallback):
-    """Keeps at each step's start the estimator's state, and by language (None: all pairs) rates and slopes."""
+    """Keeps at each step's start the estimator's state, and by language (None: all pairs) the rest."""
 
     def __init__(self, trainer) -> None:
         self.trainer, self.states, self.rates, self.slopes, self.temperatures = trainer, [], [], [], []
+        self.means: list[dict] = []
 
     def on_step_begin(self, *_, **__) -> None:
         estimator = self.trainer.noise_rate_estimator
@@ -49,4 +47,5 @@ class KeepEstimates(TrainerCallback):
         self.temperatures.append(estimator._temperature_posterior.tolist())
         names = [None, *estimator.group_names]
         self.rates.append(dict(zip(names, estimator.noise_rates.tolist(), strict=True)))
-        self.slopes.append(dict(zip(names, estimator._slope_posterior.tolist(), strict=True)))
+        self.slopes.append(dict(zip(names, estimator._slopes.tolist(), strict=True)))
+        self.means.append(dict(zip(names, estimator._mean_scales().tolist(), strict=True)))

@@ -10,7 +10,13 @@ from rates_oracle import KeepEstimates, pair_rates
 from trl_capo import CAPOTrainer
 from trl_capo.core.noise_rate import NoiseRateEstimator
 
-AUTO = COMMON | {"noise_rate": "auto", "use_reference_margin": True}
+AUTO = COMMON | {"noise_rate": "auto", "witness": "reference"}
+
+
+@pytest.fixture(autouse=True)
+def median_slopes(monkeypatch):
+    """The lower quantile that is used otherwise is 0 after so few pairs."""
+    monkeypatch.setattr("trl_capo.core.noise_model.PESSIMISM", 0.5)
 
 
 @pytest.fixture
@@ -41,7 +47,9 @@ def test_estimated_rates_scale_every_pair_by_its_group(train, pairs):
     """Step 2 must use the estimate of step 1: the rate of each pair's language, and the reference's margin there."""
     trainer, oracle, kept = train(pairs, max_steps=2)
     assert len(set(kept.rates[1].values())) == 4  # three languages, and all
-    used, label_weight = pair_rates(oracle.steps[1], pairs["language"][4:8], kept.rates[1], kept.slopes[1])
+    used, label_weight = pair_rates(
+        oracle.steps[1], pairs["language"][4:8], kept.rates[1], kept.slopes[1], kept.means[1]
+    )
     assert used.max() - used.min() > 0.05
     expected = expected_logs(oracle.steps[1], used, trainer.args, label_weight)
     assert {key: trainer.state.log_history[1][key] for key in expected} == pytest.approx(expected, rel=1e-4)
@@ -53,13 +61,13 @@ def test_pairs_that_return_are_scaled_by_the_first_view_of_them(train, monkeypat
     window had found its temperature: in Bayes' words, by plain sums, for every pair its language's rate."""
     monkeypatch.setattr("trl_capo.core.noise_rate.WINDOW_PAIRS", 8)
     rows = make_pool()
-    options = {"max_steps": 9, "learning_rate": 1e-4, "use_reference_margin": margin}
+    options = {"max_steps": 9, "learning_rate": 1e-4, "witness": "reference" if margin else "none"}
     trainer, oracle, kept = train(rows, 2, **options)
     assert [sum(posterior) for posterior in kept.temperatures[1:3]] == [0, pytest.approx(1)]
     rhos = relative_rewards(oracle.steps[2], trainer.args).tolist()
     first_view = {"rhos": rhos, "temperature_posterior": kept.temperatures[2], "with_margin": margin}
     used, label_weight = pair_rates(
-        oracle.steps[8], rows["language"][8:12], kept.rates[8], kept.slopes[8], **first_view
+        oracle.steps[8], rows["language"][8:12], kept.rates[8], kept.slopes[8], kept.means[8], **first_view
     )
     assert used.max() - used.min() > 0.05
     expected = expected_logs(oracle.steps[8], used, trainer.args, label_weight)
@@ -74,7 +82,8 @@ def test_pairs_of_weight_0_carry_no_information_about_the_noise_rate(train, pair
     for rows in ([1, 3], [0, 1, 2, 3]):
         alone, numbers = NoiseRateEstimator(["de", "sw", "日本"], pairs=24), torch.tensor(rows)
         rho = relative_rewards(oracle.steps[0], trainer.args)[rows].float()
-        alone.add(rho, numbers % 3, numbers, torch.zeros(len(rows)))
+        zeros = torch.zeros(len(rows))
+        alone.add(rho, zeros, numbers % 3, numbers, zeros.bool(), zeros)
         alone.end_step(Accelerator(cpu=True))
         rates.append(alone.noise_rates)
     torch.testing.assert_close(trainer.noise_rate_estimator.noise_rates, rates[0], rtol=1e-4, atol=1e-5)
@@ -86,7 +95,7 @@ def test_pairs_of_weight_0_carry_no_information_about_the_noise_rate(train, pair
     [
         ({}, True),
         ({"sync_ref_model": True, "ref_model_sync_steps": 1}, False),
-        ({"use_reference_margin": False}, False),
+        ({"witness": "none"}, False),
     ],
 )
 def test_a_reference_that_follows_the_policy_or_is_switched_off_is_not_evidence(train, pairs, options, asked):

@@ -26,7 +26,7 @@ OPTIONS = [
     {},
     {"noise_rate": 0.5},
     AUTO,
-    AUTO | {"use_reference_margin": True},
+    AUTO | {"witness": "reference"},
     {"ld_alpha": 0.3},
     {"f_divergence_type": "forward_kl", "beta": 0.05},
     {"f_divergence_type": "js_divergence"},
@@ -34,7 +34,7 @@ OPTIONS = [
     {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 0.2]},
     {"gradient_checkpointing": True},
     {"precompute_ref_log_probs": True},
-    AUTO | {"padding_free": True, "use_reference_margin": True},
+    AUTO | {"padding_free": True, "witness": "reference"},
     {"padding_free": True, "ld_alpha": 0.3, "gradient_checkpointing": True},
     {
         "padding_free": True,
@@ -60,10 +60,8 @@ def train_and_compare(model, reference, pairs, args, dataset=None, tolerance=1e-
     for place, (entry, step, rate) in enumerate(zip(trainer.state.log_history, oracle.steps, rates, strict=False)):
         label_weight = 1.0
         if auto:  # in the first epoch, and without groups
-            posteriors = kept.rates[place], kept.slopes[place]
-            rate, label_weight = pair_rates(
-                step, [None] * len(step), *posteriors, with_margin=args.use_reference_margin
-            )
+            known = kept.rates[place], kept.slopes[place], kept.means[place]
+            rate, label_weight = pair_rates(step, [None] * len(step), *known, with_margin=args.asks_reference)
         expected = expected_logs(step, rate, args, label_weight)
         if tolerance > 1e-3:  # rounding may turn the sign of a rho near 0
             del expected["capo/contradicted"]

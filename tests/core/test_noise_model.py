@@ -1,4 +1,4 @@
-"""The likelihoods of the noise rates and the fit of the reference's slopes, by hand and against a plain loop."""
+"""The likelihoods of the noise rates and the fit of the witness's slopes, by hand and against a plain loop."""
 
 import math
 
@@ -11,16 +11,17 @@ from trl_capo.core.noise_model import (
     LOG_TEMPERATURE_STD,
     MEAN_SLOPES,
     NOISE_RATES,
+    PESSIMISM,
     TEMPERATURES,
     agreement_log_likelihood,
     fit_noise_rates,
     fit_slopes,
     label_log_odds,
-    margin_log_likelihood,
-    standardised_margin,
+    witness_log_likelihood,
 )
 
-RATES, GRID = torch.tensor([0.1, 0.3]), torch.tensor([-1.0, 0.0, 1.0])
+RATES, GRID = torch.tensor([0.1, 0.3]), torch.linspace(-3, 3, 13)
+QUANTILES = (PESSIMISM, 1 - PESSIMISM)
 
 
 def sigmoid(x: float) -> float:
@@ -37,9 +38,19 @@ def test_agreement_by_hand():
     e = 0.5 gives 0.5 for any rho; rho = 0 gives 0.5 for any e; a rho that is not finite gives log 1.
     """
     rho = torch.tensor([math.log(3), 0.0, float("nan"), float("inf")])
-    found = agreement_log_likelihood(rho, torch.tensor([0.1, 0.5]), torch.tensor([1.0, 0.5])).exp()
+    trusted = torch.zeros(4, dtype=torch.bool)
+    found = agreement_log_likelihood(rho, torch.tensor([0.1, 0.5]), torch.tensor([1.0, 0.5]), trusted).exp()
     expected = [[[0.7, 0.82], [0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5]], [[1, 1], [1, 1]], [[1, 1], [1, 1]]]
     assert found.tolist() == [[pytest.approx(row) for row in pair] for pair in expected]
+
+
+def test_trusted_labels_have_the_lowest_rate_and_say_nothing_about_rates():
+    """Belief 3/4 for rho = ln 3 at t = 1: 0.7 at e = 0.1, which the trusted pair also gives at e = 0.5."""
+    rho, trusted, grid = torch.full((2,), math.log(3)), torch.tensor([True, False]), torch.tensor([0.1, 0.5])
+    found = [agreement_log_likelihood(rho, grid, torch.ones(1), trusted)]
+    found.append(witness_log_likelihood(rho, torch.zeros(2), grid, torch.ones(1), trusted))
+    for logs in found:
+        assert logs.exp().tolist() == [[pytest.approx([0.7])] * 2, [pytest.approx([0.7]), pytest.approx([0.5])]]
 
 
 def test_label_log_odds_by_hand():
@@ -54,26 +65,22 @@ def test_label_log_odds_by_hand():
     assert label_log_odds(torch.tensor([50.0]), torch.tensor([1.0, 0.0]), temperatures).tolist() == [10.0]
 
 
-def test_margins_are_standardised_by_length_and_outliers_are_compressed():
-    """sinh(1) times the root of 4, 9 and 1 tokens; a margin that is a thousand times larger is not so afterwards."""
-    margin = math.sinh(1) * torch.tensor([2.0, -3.0, 1000.0, 0.0, math.nan, math.inf])
-    found = standardised_margin(margin, torch.tensor([4, 9, 1, 0, 5, 5]))
-    assert found.tolist() == pytest.approx([1.0, -1.0, math.asinh(1000 * math.sinh(1)), 0.0, 0.0, 0.0], rel=1e-6)
-
-
-def test_margin_likelihood_is_that_of_labels_flipped_at_the_rate():
-    margin, log_odds = torch.tensor([2.0, -0.5]), torch.tensor([0.0, 1.0])
-    found = margin_log_likelihood(margin, log_odds, RATES, GRID)
-    assert found.shape == (2, 2, 3)
-    for pair, (x, z) in enumerate(zip(margin.tolist(), log_odds.tolist(), strict=True)):
+def test_witness_likelihood_is_that_of_labels_flipped_at_the_rate():
+    witness, log_odds = torch.tensor([2.0, -0.5]), torch.tensor([0.0, 1.0])
+    found = witness_log_likelihood(witness, log_odds, RATES, GRID, torch.zeros(2, dtype=torch.bool))
+    assert found.shape == (2, 2, 13)
+    for pair, (x, z) in enumerate(zip(witness.tolist(), log_odds.tolist(), strict=True)):
         for row, e in enumerate(RATES.tolist()):
             for column, a in enumerate(GRID.tolist()):
                 agrees = (1 - e) * sigmoid(z + a * x) + e * sigmoid(-z - a * x)
                 assert float(found[pair, row, column]) == pytest.approx(math.log(agrees), abs=1e-6)
 
 
-def plain_slope_posteriors(loglik, rates):
-    """The same by loops: a normal prior around each mean slope, which the groups weigh (all pairs without groups)."""
+def plain_slopes(loglik, rates):
+    """The same by loops: the quantile nearer to 0 of posteriors that have a normal prior around each mean slope.
+
+    The groups weigh the mean slopes, or all pairs if there are no groups.
+    """
     nearest = [int(np.abs(RATES.numpy() - rate).argmin()) for rate in rates.tolist()]
     posteriors, weights = [], []
     for mean in MEAN_SLOPES:
@@ -82,15 +89,20 @@ def plain_slope_posteriors(loglik, rates):
         groups = joint[1:] if len(joint) > 1 else joint
         weights.append(np.exp(-(mean**2) / 2) * np.prod(groups.sum(axis=1)))
         posteriors.append(joint / joint.sum(axis=1, keepdims=True))
-    return np.average(posteriors, axis=0, weights=weights)
+    slopes = []
+    for posterior in np.average(posteriors, axis=0, weights=weights):
+        reached = [next(a for k, a in enumerate(GRID.tolist()) if posterior[: k + 1].sum() >= q) for q in QUANTILES]
+        slopes.append(max(0.0, reached[0]) or min(0.0, reached[1]))
+    return slopes
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_slope_posteriors_equal_a_plain_loop(rows):
-    loglik = torch.randn(rows, 2, 3, generator=torch.Generator().manual_seed(rows))
+def test_slopes_equal_a_plain_loop(rows):
+    loglik = 5 * torch.randn(rows, 2, 13, generator=torch.Generator().manual_seed(rows))
     rates = torch.tensor([0.05, 0.29, 0.21, 0.12][:rows])
     found = fit_slopes(loglik, rates, RATES, GRID)
-    np.testing.assert_allclose(found.numpy(), plain_slope_posteriors(loglik, rates), rtol=1e-5)
+    assert found.tolist() == plain_slopes(loglik, rates)
+    assert rows == 1 or len(set(found.tolist())) > 1
 
 
 def normalised(logs) -> np.ndarray:
@@ -136,7 +148,7 @@ def test_noise_rates_equal_a_plain_loop():
         groups = generator.integers(0, 3, 60)
         rho = generator.normal(spread, spread, 60) * np.where((groups == 2) & (generator.random(60) < 0.4), -1, 1)
         windows.append((rho.tolist(), groups.tolist()))
-        loglik = agreement_log_likelihood(torch.tensor(rho), *grid)
+        loglik = agreement_log_likelihood(torch.tensor(rho), *grid, torch.zeros(60, dtype=torch.bool))
         window = torch.stack(
             [loglik.sum(dim=0), *(loglik[torch.tensor(groups == row)].sum(dim=0) for row in range(3))]
         )

@@ -10,11 +10,15 @@ from transformers import TrainerState
 
 from trl_capo.core.noise_rate import WINDOW_PAIRS, NoiseRateEstimator
 
+NOTHING = torch.tensor([0]), None, torch.tensor([False]), torch.tensor([0.0])  # is known about a pair of group 0
 
-def step(estimator, rho, groups, pairs=None, margin=None):
+
+def step(estimator, rho, groups, pairs=None, witness=None, trusted=None, scale=1.0):
     """One optimiser step with these pairs."""
     rho = torch.as_tensor(rho, dtype=torch.float32)
-    estimator.add(rho, groups, pairs, torch.zeros_like(rho) if margin is None else margin)
+    trusted = torch.zeros(len(rho), dtype=torch.bool) if trusted is None else trusted
+    witness = torch.zeros_like(rho) if witness is None else witness
+    estimator.add(rho, torch.full_like(rho, scale), groups, pairs, trusted, witness)
     estimator.end_step(Accelerator(cpu=True))
 
 
@@ -59,8 +63,10 @@ def test_the_estimate_returns_from_a_checkpoint():
     restored.on_train_begin(None, TrainerState(stateful_callbacks=saved), None)
     assert restored.state() == estimator.state()
     for one in (estimator, restored):
-        step(one, [2.0, -2.0, 1.0], torch.tensor([0, 1, -1]), margin=torch.tensor([1.0, 0.5, -1.0]))
+        step(one, [2.0, -2.0, 1.0], torch.tensor([0, 1, -1]), witness=torch.tensor([1.0, 0.5, -1.0]))
     assert restored.state() == estimator.state()
+    with pytest.raises(ValueError, match="earlier version"):
+        NoiseRateEstimator.from_state(restored.state() | {"args": restored.state()["args"] | {"saved": {}}})
     for other in (NoiseRateEstimator(["en"]), NoiseRateEstimator(["en", "sw"], pairs=7)):
         with pytest.raises(ValueError, match=r"resume_from_checkpoint.*'sw'"):
             other.on_train_begin(None, TrainerState(stateful_callbacks=saved), None)
@@ -70,7 +76,7 @@ def test_relative_rewards_that_are_not_finite_carry_no_information():
     estimator = with_reference({"a": 1.0}, pairs=600)
     rates, before = estimator.noise_rates.tolist(), added_log_odds(estimator, 0, 1.0)
     estimator.noise_rates = torch.tensor(rates)
-    step(estimator, [math.nan, math.inf, -math.inf], torch.zeros(3).long(), margin=torch.full((3,), -3.0))
+    step(estimator, [math.nan, math.inf, -math.inf], torch.zeros(3).long(), witness=torch.full((3,), -3.0))
     assert estimator.noise_rates.tolist() == pytest.approx(rates, rel=1e-4)
     assert added_log_odds(estimator, 0, 1.0) == pytest.approx(before, rel=1e-3)
 
@@ -96,16 +102,49 @@ def test_pairs_of_no_group_and_of_one_that_training_lacks_have_the_overall_rate(
 def at_rate(estimator, pairs, rate):
     """Rates and label weights of these pairs of a group with this noise rate."""
     estimator.noise_rates[1] = rate
-    pairs, groups = torch.tensor(pairs), torch.zeros(len(pairs), dtype=torch.long)
-    return tuple(found.tolist() for found in estimator.pair_rates(groups, pairs, torch.zeros(len(pairs))))
+    pairs, none = torch.tensor(pairs), torch.zeros(len(pairs), dtype=torch.bool)
+    return tuple(found.tolist() for found in estimator.pair_rates(none.long(), pairs, none, none.float()))
 
 
 def test_pairs_of_the_first_window_keep_the_rate_of_their_group():
     """Nothing is known about the model then. Up to e = 0.4 the weight is 1; beyond, it is 1 - 2e in fifths."""
     estimator = NoiseRateEstimator(["a"], pairs=2)
-    step(estimator, [3.0, -3.0], torch.zeros(2).long(), torch.arange(2))
     for rate, weight in ((0.3, 1.0), (0.45, 0.5), (0.5, 0.0)):
         assert at_rate(estimator, [0, 1], rate) == (pytest.approx([rate] * 2), pytest.approx([weight] * 2))
+
+
+def test_scales_are_divided_by_their_running_mean():
+    """Three steps of a group by hand: sums decay by exp(-pairs / 100), and ten pairs of 1 - 2e begin them."""
+    estimator, sums = NoiseRateEstimator(["a", "b"]), [0.0, 0.0]
+    for scale, pairs in ((1.0, 4), (0.5, 30), (2.0, 6)):
+        rate = float(estimator.noise_rates[1])
+        mean = max(0.2, (sums[0] + 10 * (1 - 2 * rate)) / (sums[1] + 10))
+        _, weight = estimator.pair_rates(*NOTHING)
+        assert float(weight) == pytest.approx((1 - 2 * rate) / mean, rel=1e-5)
+        step(estimator, [1.0] * pairs + [math.nan], torch.zeros(pairs + 1).long(), scale=scale)
+        sums = [
+            old * math.exp(-pairs / 100) + new for old, new in zip(sums, (pairs * scale * mean, pairs), strict=True)
+        ]
+    estimator._in_first_epoch = False  # later, rates are frozen, but scales go on changing
+    before = estimator.pair_rates(*NOTHING)
+    step(estimator, [1.0] * 50, torch.zeros(50).long(), scale=0.1)
+    assert estimator.pair_rates(*NOTHING)[0] == before[0]
+    assert estimator.pair_rates(*NOTHING)[1] > 1.2 * before[1]
+
+
+def test_a_trusted_label_is_right_and_tells_what_the_witness_is_worth():
+    """At rate 0.25 and slope 1.5; with all labels flipped at random, only trusted ones can show it."""
+    estimator, generator = NoiseRateEstimator(["a"]), torch.Generator().manual_seed(3)
+    estimator.noise_rates[:] = 0.5
+    x = 2 * torch.randn(60, generator=generator)
+    label = torch.where(torch.rand(60, generator=generator) < torch.sigmoid(1.5 * x), 1.0, -1.0)
+    for trusted, known in ((False, False), (True, True)):
+        step(estimator, [0.0] * 60, torch.zeros(60).long(), witness=label * x, trusted=torch.full((60,), trusted))
+        estimator.noise_rates[:] = 0.5
+        assert (estimator._fit_slopes()[1] > 0.5) == known
+    rates, weights = estimator.pair_rates(*NOTHING[:2], torch.tensor([True]), torch.tensor([-5.0]))
+    assert float(rates) == 0
+    assert float(weights) > 1
 
 
 def test_the_first_view_of_a_pair_stays():
@@ -115,7 +154,7 @@ def test_the_first_view_of_a_pair_stays():
     step(estimator, [1.0, math.nan], torch.zeros(2).long(), torch.tensor([600, 601]))
     before = at_rate(estimator, [600, 601], 0.2)
     step(estimator, [-1.0], torch.zeros(1).long(), torch.tensor([600]))
-    assert at_rate(estimator, [600, 601], 0.2) == before
+    assert at_rate(estimator, [600, 601], 0.2)[0] == before[0]
     assert before[0][1] == pytest.approx(0.2)
 
 
@@ -130,14 +169,14 @@ def with_reference(slopes, rate=0.25, pairs=6_000, estimator=None, seed=2):
     agrees = torch.rand(pairs, generator=generator) < rate + (1 - 2 * rate) * chance
     margin = torch.where(agrees, margin, -margin)
     for some_groups, some_margin in zip(groups.split(40), margin.split(40), strict=True):
-        step(estimator, torch.zeros(len(some_margin)), some_groups, margin=some_margin)
+        step(estimator, torch.zeros(len(some_margin)), some_groups, witness=some_margin)
     return estimator
 
 
 def added_log_odds(estimator, group, margin):
     """What the reference's margin adds to the log-odds that the label of a new pair is right, at a rate of 0.4."""
     estimator.noise_rates = torch.full_like(estimator.noise_rates, 0.4)
-    rates, _ = estimator.pair_rates(torch.tensor([group]), None, torch.tensor([margin]))
+    rates, _ = estimator.pair_rates(torch.tensor([group]), None, torch.tensor([False]), torch.tensor([margin]))
     return math.log((1 - float(rates)) / float(rates)) - math.log(1.5) if float(rates) < 0.5 else -math.inf
 
 
@@ -151,12 +190,12 @@ def test_the_worth_of_the_reference_is_learned_group_by_group():
     assert added_log_odds(NoiseRateEstimator([]), -1, 5.0) == pytest.approx(0.0, abs=1e-2)
 
 
-def test_a_group_of_few_pairs_borrows_from_the_others_and_one_of_many_does_not():
-    """The reference knows nine languages well, and prefers wrong answers in the tenth."""
+def test_the_witness_does_not_count_in_a_group_of_few_pairs():
+    """The reference knows nine languages well, and prefers wrong answers in the tenth: nothing is concluded from 4."""
     slopes = {f"knows {index}": 1.5 for index in range(9)} | {"wrong": -1.5}
     estimator = with_reference({name: 1.5 for name in slopes if name != "wrong"}, estimator=NoiseRateEstimator(slopes))
     with_reference(slopes, pairs=40, estimator=estimator)
-    assert added_log_odds(estimator, 9, 1.0) > 0.1
+    assert added_log_odds(estimator, 9, 1.0) == pytest.approx(0.0, abs=1e-6)
     with_reference(slopes, pairs=12_000, estimator=estimator)
     assert added_log_odds(estimator, 9, 1.0) == -math.inf
     assert added_log_odds(estimator, 0, 1.0) == pytest.approx(1.5, abs=0.3)

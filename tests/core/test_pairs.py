@@ -1,4 +1,6 @@
-"""Pair numbers, groups and weights on their way through the trainer."""
+"""Pair numbers, groups, weights, trust and witnesses on their way through the trainer."""
+
+import math
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from datasets import Dataset
 from oracles import COMMON, Oracle, expected_logs, load, same, weights
 
 from trl_capo import CAPOTrainer
-from trl_capo.core.pairs import GROUP, PAIR, find_groups
+from trl_capo.core.pairs import GROUP, PAIR, WITNESS, find_groups
 
 WEIGHTS = [2.0, 0.0, 1.0, 0.25, 3.0, 0.5, 1.0, 1.5]
 
@@ -66,6 +68,39 @@ def test_columns_stay_with_their_pairs_when_pairs_are_dropped_and_shuffled(model
     assert batch[GROUP].tolist() == [number % 3 for number in numbers]
 
 
+SCORES = [4.0, None, -2.0, 1.0, 0.0, float("nan")] * 4
+"""The median of |x| is 2, so that asinh(2), 0, asinh(-1) and asinh(0.5) come first."""
+
+
+@pytest.mark.parametrize("columns", ["one", "two"])
+def test_a_witness_is_a_column_or_the_difference_of_two(model_dir, pairs, make_args, columns):
+    args = make_args(witness="score", per_device_train_batch_size=6, train_sampling_strategy="sequential")
+    if columns == "one":
+        data = pairs.add_column("score", SCORES)
+    else:
+        chosen = [score if score is None else score + 1.5 for score in SCORES]
+        data = pairs.add_column("score_chosen", chosen).add_column("score_rejected", [1.5] * 24)
+    trainer = CAPOTrainer(model_dir, args=args, train_dataset=data, eval_dataset=pairs)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch[WITNESS].tolist() == pytest.approx([math.asinh(x) for x in (2, 0, -1, 0.5, 0, 0)])
+    for name, bad in (("nosuch", "witness='nosuch'.*nosuch_chosen and nosuch_rejected"), ("prompt", "in prompt")):
+        with pytest.raises(ValueError, match=bad):
+            CAPOTrainer("no/such-model", args=make_args(witness=name), train_dataset=data)
+
+
+@pytest.mark.parametrize("rate", [0.4, "auto"])
+def test_trusted_labels_have_the_noise_rate_0(make_args, model_dir, other_model_dir, pairs, rate):
+    """The pairs of a step are logged with the rate that they are trained with; one of four is trusted."""
+    args = make_args(**COMMON | {"noise_rate": rate, "max_steps": 2})
+    data = pairs.add_column("trusted", [False, True, False, False] * 6)
+    trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, train_dataset=data)
+    trainer.train()
+    assert logged(trainer, "capo/noise_rate")[0] == pytest.approx(0.75 * (0.25 if rate == "auto" else rate), rel=2e-3)
+    for wrong in (["yes"] * 24, [None] * 24):
+        with pytest.raises(ValueError, match="'trusted' says"):
+            CAPOTrainer("no/such-model", args=args, train_dataset=pairs.add_column("trusted", wrong))
+
+
 @pytest.mark.parametrize("wrong", [None, -1.0, float("nan"), float("inf"), "1", "all 0"])
 def test_what_is_no_weight_is_refused_before_a_model_is_loaded(pairs, make_args, wrong):
     values = [0] * 24 if wrong == "all 0" else [str(1)] * 24 if wrong == "1" else [1.0, 1.0, wrong] + [1.0] * 21
@@ -94,10 +129,10 @@ def test_values_that_cannot_name_a_group_are_refused(values):
         find_groups(Dataset.from_dict({"side": values}), "side", "data", "also_by")
 
 
-def test_a_group_column_that_a_stream_cannot_have_is_refused(pairs, make_args):
-    args = make_args(group_column="nosuch")
-    with pytest.raises(ValueError, match="group_column='nosuch': "):
-        CAPOTrainer("no/such-model", args=args, train_dataset=pairs.to_iterable_dataset())
+@pytest.mark.parametrize("option", ["group_column", "witness"])
+def test_columns_that_a_stream_cannot_have_are_refused(pairs, make_args, option):
+    with pytest.raises(ValueError, match=f"{option}='nosuch'.* is a stream"):
+        CAPOTrainer("no/such-model", args=make_args(**{option: "nosuch"}), train_dataset=pairs.to_iterable_dataset())
 
 
 def test_groups_of_evaluation_data_alone_have_no_noise_rate(model_dir, pairs, make_args):

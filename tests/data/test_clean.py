@@ -74,6 +74,14 @@ def test_rules_that_cannot_be_followed_are_refused(rule):
         clean(rows(), suspects=SUSPECTS, rules=CleanArguments(**dict([rule])))
 
 
+def test_pairs_decided_by_hand_are_trusted_and_stay_so():
+    data, rules = rows(), CleanArguments(trusted=True)
+    first, _ = clean(data, decisions=pd.DataFrame({"decision": {2: "flip", 5: "drop", 7: "keep"}}), rules=rules)
+    assert first["trusted"][:] == [index in (2, 7) for index in range(10) if index != 5]
+    again, _ = clean(first, decisions=pd.DataFrame({"decision": {0: "keep"}}), rules=rules)
+    assert again["trusted"][:] == [index in (0, 2, 7) for index in range(10) if index != 5]
+
+
 def test_something_must_be_left():
     with pytest.raises(ValueError, match="every pair would be dropped"):
         clean(rows(2), decisions=pd.DataFrame({"decision": ["drop", "drop"]}))

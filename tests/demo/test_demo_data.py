@@ -35,7 +35,9 @@ def test_the_same_seed_gives_the_same_bytes_in_every_process(data):
 def test_every_split_has_every_language_and_every_kind_of_negative(splits):
     for rows in splits.values():
         kinds = {(row["language"], row["negative"]) for row in rows}
-        every = {(name, kind) for name in demo_data.LANGUAGES for kind in ("english", "other_message", "wrong_language")}
+        every = {
+            (name, kind) for name in demo_data.LANGUAGES for kind in ("english", "other_message", "wrong_language")
+        }
         assert kinds == every - {("sw", "wrong_language")}  # Django has no language related to Swahili
 
 
@@ -61,7 +63,9 @@ def test_answers_differ_and_prompts_are_unique(splits):
     assert len({str(row["prompt"]) for row in rows}) == len({row["id"] for row in rows}) == len(rows)
     for row in rows:
         texts = [english(row), answer(row, "chosen"), answer(row, "rejected")]
-        assert len({re.sub(r"[\s.,:;!?…。、！？¿¡\"'“”„«»()_-]", "", text.lower()) for text in texts}) == 3 - (texts[0] == texts[2])
+        assert len({re.sub(r"[\s.,:;!?…。、！？¿¡\"'“”„«»()_-]", "", text.lower()) for text in texts}) == 3 - (
+            texts[0] == texts[2]
+        )
         assert (texts[0] == texts[2]) == (row["negative"] == "english")
         if row["negative"] == "other_message":
             assert max(map(len, texts[1:])) <= 1.5 * min(map(len, texts[1:]))

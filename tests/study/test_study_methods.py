@@ -1,7 +1,5 @@
 """The methods of a study: losses worked by hand, closed-form gradients, and TRL as the oracle for what TRL has."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +7,7 @@ from conftest import logged
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
+from trl_capo.core.losses import capo_loss
 from trl_capo.study import methods
 from trl_capo.study.methods import METHODS, EvaluatedPairs, StudyTrainer
 from trl_capo.study.speed import SequenceCache
@@ -23,16 +22,6 @@ def with_gradient(loss, rho=RHO):
     value = loss(rho)
     value.backward()
     return value.item(), (len(rho) * rho.grad).tolist()
-
-
-def test_cdpo():
-    """s = 0.1: 0.9 * 0.126928 + 0.1 * 2.126928 = 0.326928; 0.693147; 0.9 * 1.313262 + 0.1 * 0.313262 = 1.213262.
-
-    The gradient is sigmoid(rho) - 0.9.
-    """
-    loss, gradient = with_gradient(lambda rho: methods.cdpo_loss(rho, smoothing=0.1))
-    assert loss == pytest.approx((0.326928 + 0.693147 + 1.213262) / 3, abs=2e-6)
-    assert gradient == pytest.approx([-0.019203, -0.4, -0.631059], abs=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -65,20 +54,67 @@ def test_beta_dpo():
     assert loss.item() == pytest.approx(-F.logsigmoid(0.002 * torch.tensor(RHO)).mean().item())
 
 
-def test_wpo_weights_are_clamped_at_one_and_have_no_gradient():
-    """Ratios p / sum p^2 of pair 1: chosen 2 and 0.5, rejected 0.5: weight 1 * 0.5; of pair 2: 2 and (1.5 * 6) ** 0.5.
+def dpo_gradient(p):
+    return -(1 - p)
 
-    At rho 2 and -1 the loss is (0.5 * 0.126928 + 1 * 1.313262) / 2, its gradients -0.5 * 0.119203 and -0.731059.
-    """
-    ratios = torch.tensor([[9, 2.0, 0.5], [9, 2.0, 1.0], [9, 0.5, 1.0], [9, 1.5, 6.0]])[:, 1:].log().requires_grad_()
-    outputs = SimpleNamespace(log_probs=ratios, log_sum_sq_probs=torch.zeros(4, 2))
-    mask = torch.tensor([[1, 1, 1], [0, 1, 0], [0, 1, 0], [1, 1, 1]])
-    loss, gradient = with_gradient(
-        lambda rho: methods.wpo_loss(rho, outputs=outputs, completion_mask=mask), (2.0, -1.0)
+
+P = torch.sigmoid(torch.tensor(RHO, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 2.0, 4.0])
+def test_holder_dpo(gamma):
+    """By hand at rho = 0 and gamma 2: -3 / 4 + 2 / 8 = -0.5; DPO's gradient is multiplied by g (1 + g) p^g (1 - p)."""
+    loss, gradient = with_gradient(lambda rho: methods.holder_dpo_loss(rho, gamma=gamma))
+    expected = gamma * (1 + gamma) * P**gamma * (1 - P) * dpo_gradient(P)
+    assert gradient == pytest.approx(expected.tolist())
+    assert methods.holder_dpo_loss(torch.zeros(2), gamma=2.0).item() == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("alpha", [2.0, 14.0])
+def test_ropo(alpha):
+    """At rho = 0: 4a / (1 + a)^2 (log 2 + a / 2); DPO's gradient is multiplied by k1 + k2 p."""
+    loss, gradient = with_gradient(lambda rho: methods.ropo_loss(rho, alpha=alpha))
+    k1, k2 = 4 * alpha / (1 + alpha) ** 2, 4 * alpha**2 / (1 + alpha) ** 2
+    assert gradient == pytest.approx(((k1 + k2 * P) * dpo_gradient(P)).tolist())
+    assert methods.ropo_loss(torch.zeros(1), alpha=alpha).item() == pytest.approx(
+        k1 * (0.693147 + alpha / 2), abs=1e-5
     )
-    assert loss == pytest.approx(0.688363, abs=2e-6)
-    assert gradient == pytest.approx([-0.059602, -0.731059], abs=2e-6)
-    assert ratios.grad is None
+
+
+def test_gated_dpo():
+    """The second pair is left out: the mean of 0.126928 and 1.313262."""
+    margin = torch.tensor([0.1, -0.1, 3.0])
+    loss, gradient = with_gradient(lambda rho: methods.gated_loss(rho, threshold=0.0, reference_margin=margin))
+    assert loss == pytest.approx((0.126928 + 1.313262) / 2, abs=2e-6)
+    assert gradient == pytest.approx([-1.5 * 0.119203, 0, -1.5 * 0.731059], abs=2e-6)
+
+
+RE_DPO = {"eta": 0.9, "momentum": 0.1}
+
+
+def test_re_dpo():
+    """w = 0.9 p / (0.9 p + 0.1 (1 - p)): 0.985186, 0.9 and 0.768030; r is 0.9 * 0.9 + 0.1 * their mean, 0.884405.
+
+    By groups, 0 with the first pair and 1 with the others: 0.908519 and 0.893402.
+    """
+    for by_group, expected in ((0, {0: 0.898441}), (1, {0: 0.908519, 1: 0.893402})):
+        state, groups = {}, torch.tensor([0, 1, 1])
+        options = RE_DPO | {"by_group": by_group, "state": state, "groups": groups}
+        weight, p = torch.tensor([0.985186, 0.9, 0.768030], dtype=torch.float64), P
+        loss, gradient = with_gradient(lambda rho, options=options: methods.re_dpo_loss(rho, **options))
+        assert loss == pytest.approx(-(weight * p.log() + (1 - weight) * (1 - p).log()).mean().item(), abs=1e-5)
+        assert gradient == pytest.approx((p - weight).tolist(), abs=1e-5)
+        assert state == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_the_gradient_of_re_dpo_is_that_of_capo_times_1_minus_2e(rate):
+    """At temperature 1 and with r = 1 - e (docs/method.md)."""
+    groups = torch.zeros(3, dtype=torch.long)
+    options = {"eta": 1 - rate, "momentum": 0.0, "by_group": 0, "state": {}, "groups": groups}
+    _, theirs = with_gradient(lambda rho: methods.re_dpo_loss(rho, **options))
+    _, ours = with_gradient(lambda rho: capo_loss(rho, noise_rate=rate)[0].mean())
+    assert theirs == pytest.approx([(1 - 2 * rate) * value for value in ours], rel=1e-6)
 
 
 ARGUMENTS = {"train_sampling_strategy": "sequential", "beta": 0.3, "learning_rate": 2e-3}
@@ -99,18 +135,14 @@ def study_trainer(make_args, model_dir, reference, pairs, tmp_path):
     return make
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    # WPO's on unlikely answers, so that the clamp has no effect
-    [("rdpo", {"loss_type": ["robust"], "label_smoothing": 0.1}), ("wpo", {"use_weighting": True})],
-)
-def test_methods_of_trl_train_as_in_trl(name, options, study_trainer, make_args, model_dir, reference, pairs):
-    trainer = study_trainer(name)
+def test_robust_dpo_trains_as_in_trl(study_trainer, make_args, model_dir, reference, pairs):
+    options = {"loss_type": ["robust"], "label_smoothing": 0.1}
+    trainer = study_trainer("rdpo")
     theirs = DPOTrainer(model_dir, reference, make_args(DPOConfig, **ARGUMENTS | options), train_dataset=pairs)
     for one in (trainer, theirs):
         one.train()
     for key in ("loss", "grad_norm"):
-        assert logged(trainer, key) == pytest.approx(logged(theirs, key), rel=1e-5 if name == "wpo" else 0, abs=0)
+        assert logged(trainer, key) == logged(theirs, key)
 
 
 def test_cached_references_change_no_loss_and_the_evaluated_margins_are_those_of_the_metrics(

@@ -4,15 +4,17 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import make_pairs
 from study_data import GRID, TRAINING, plan_options, save_splits
 
 from trl_capo.study import command
 from trl_capo.study.command import slot_environment, study
 from trl_capo.study.plan import Run, StudyPlan
-from trl_capo.study.run import _end_with_study, run
+from trl_capo.study.run import _end_with_study, add_noise, run
 
 TUNING = {"learning_rates": [1e-2, 1e-3], "tuning": {"noise": ["flip"], "seeds": [0]}}
 CAPO_RUN = Run("capo", "flip", 0, 1, 1e-2)
@@ -108,6 +110,22 @@ def test_a_run_has_the_injected_noise_and_a_curve_to_the_end(make_plan):
     result = run(plan.settings(CAPO_RUN), folder)
     check_result(folder, result)
     assert set(result["noise_rates"]) == {"all", "de", "sw", "日本"}
+
+
+def test_trusted_pairs_have_their_labels_back():
+    data, settings = make_pairs(60), {"seed": 3, "shared": {"group_column": "language"}}
+    noisy, before = add_noise(data, settings | {"inject": {"kind": "flip", "rate": 0.5}})
+    inject = {"kind": "flip", "rate": 0.5, "trusted": 4}
+    train, shares = add_noise(data, settings | {"inject": inject})
+    trusted = np.array(train["trusted"])
+    assert Counter(np.array(data["language"])[trusted].tolist()) == {"de": 4, "sw": 4, "日本": 4}
+    for old, new, row, mark in zip(data, noisy, train, trusted.tolist(), strict=True):
+        assert row["chosen"] == (old if mark else new)["chosen"]
+        assert row["is_noisy"] == (new["is_noisy"] and not mark)
+    assert shares["de"] == pytest.approx(np.mean([row["is_noisy"] for row in train if row["language"] == "de"]))
+    assert shares["all"] < before["all"]
+    with pytest.raises(ValueError, match="trusted=4 needs"):
+        add_noise(data, settings | {"inject": inject | {"kind": "near_tie"}})
 
 
 @pytest.mark.slow

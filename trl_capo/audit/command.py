@@ -16,7 +16,7 @@ from trl_capo.callbacks.pair_log import INFO, Log, read_log
 from trl_capo.common.command import need, parse, processes, run, versions
 from trl_capo.common.fingerprint import fingerprint
 from trl_capo.common.text import Rows, count, escape, text_table
-from trl_capo.core.pairs import DEFAULT_COLUMN, find_groups, parse_group_column
+from trl_capo.core.pairs import DEFAULT_COLUMN, find_groups, parse_column
 from trl_capo.data.load import load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, inject_noise
 
@@ -63,7 +63,7 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     source = (log.info.source or {}) | {name: vars(args)[name] for name in SOURCE if vars(args)[name]}
     data = _find_data(log, source, dataset)
     dynamics = read_dynamics(log)
-    group_name, groups = _find_groups(parse_group_column(args.group_column), source, data, dynamics)
+    group_name, groups = _find_groups(parse_column(args.group_column), source, data, dynamics)
     errors = estimate_label_errors(dynamics, args.score, groups)
     truth = [None] if data is None or IS_NOISY not in data.column_names else data[IS_NOISY][:]
     if all(isinstance(value, bool) for value in truth):
@@ -81,8 +81,8 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     unseen = log.info.pairs - len(dynamics.pairs)
     cautions = {
         f"{count(unseen, 'pair')} of {log.info.pairs:,} not ranked: too long, not reached, or not logged.": unseen,
-        "The run used the reference margin, so errors of the reference model can make correct labels look wrong. "
-        "Record logs for an audit with use_reference_margin: false, the default.": log.info.asks_reference,
+        "The run used witness=reference, so errors of the reference model can make correct labels look wrong. "
+        "Record logs for an audit with witness=none, the default.": log.info.asks_reference,
         "The log names no data set, so the files have no texts. Give dataset_name.": data is None,
     }
     warnings = [text for text, applies in cautions.items() if applies]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
-from trl_capo.core.pairs import parse_group_column
+from trl_capo.core.pairs import parse_column
 
 _SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}  # TRL's losses that use `label_smoothing`
 
@@ -20,10 +20,10 @@ class CAPOConfig(DPOConfig):
             Share of the preference labels that are flipped, in [0, 0.5]. `0` is DPO, bit for bit (with dropout, up
             to the order of random numbers). `0.5` trusts a label exactly as far as the model agrees with it. `"auto"`
             estimates the rate of every group while training, in the first epoch (docs/method.md).
-        use_reference_margin (`bool`, *optional*, defaults to `False`):
-            With `"auto"`, also use the reference model's margin as evidence about which labels are wrong. This can
-            help a lot at high noise rates, but does harm if the reference prefers answers in another language or was
-            trained on these pairs. A reference that follows the policy (`sync_ref_model`) is never used.
+        witness (`str`, *optional*, defaults to `"none"`):
+            With `"auto"`, evidence about labels, whose worth is learned for every group: a column of numbers that are
+            positive where they speak for the label, or NAME if the data have NAME_chosen and NAME_rejected, such as
+            `pmi`, which `trl-capo annotate` writes, or `score`. `"reference"` is the reference model's margin.
         confidence_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature tau > 0 of the confidence, in units of reward. `1` is the Bradley-Terry model that DPO assumes,
             smaller values give up on contradicted pairs sooner, and a large one gives every pair the scale 1.
@@ -43,9 +43,9 @@ class CAPOConfig(DPOConfig):
         default="auto",
         metadata={"help": "Share of flipped preference labels, in [0, 0.5], or 'auto' to estimate it. 0 is DPO."},
     )
-    use_reference_margin: bool = field(
-        default=False,
-        metadata={"help": "With noise_rate 'auto', also use the reference model's margin as evidence on labels."},
+    witness: str = field(
+        default="none",
+        metadata={"help": "With noise_rate 'auto', evidence about labels: 'none', a column, or 'reference'."},
     )
     confidence_temperature: float = field(
         default=1.0,
@@ -58,7 +58,7 @@ class CAPOConfig(DPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.group_column = parse_group_column(self.group_column)
+        self.group_column, self.witness = parse_column(self.group_column), parse_column(self.witness) or "none"
         if isinstance(self.noise_rate, str) and self.noise_rate != "auto":
             with contextlib.suppress(ValueError):  # the check below names a value that is not a number
                 self.noise_rate = float(self.noise_rate)
@@ -68,8 +68,8 @@ class CAPOConfig(DPOConfig):
 
     @property
     def asks_reference(self) -> bool:
-        """Whether the reference's margin is evidence about labels."""
-        return self.noise_rate == "auto" and self.use_reference_margin and not self.sync_ref_model
+        """Whether the reference's margin is evidence about labels; it is not if the reference follows the policy."""
+        return self.noise_rate == "auto" and self.witness == "reference" and not self.sync_ref_model
 
 
 def sigmoid_weight(args: DPOConfig) -> float:

@@ -5,6 +5,7 @@ The means are over pairs, however these are split into micro-batches, steps and 
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import pad_across_processes
@@ -82,7 +83,9 @@ class PairMetrics:
         if self._accelerator.num_processes > 1:
             rows = self._accelerator.gather(pad_across_processes(rows, pad_index=-2))
         (groups, pairs), values = rows[0].cpu().unbind(dim=1), rows[1].double().cpu()
-        kept = (groups > -2) & ((pairs < 0) | _is_first(pairs))
+        pairs = torch.where(pairs < 0, -1 - torch.arange(len(pairs)), pairs)  # none of these occurs twice
+        kept = np.sort(np.unique(pairs, return_index=True)[1])  # samplers repeat pairs to fill up the last batch
+        kept = kept[groups[kept] > -2]
         groups, values = groups[kept], values[kept]
         means = dict(zip(VALUES, values.mean(dim=0).tolist(), strict=True))
         if values[:, -1].isnan().all():
@@ -100,11 +103,3 @@ class PairMetrics:
             means["rewards/accuracies/macro"] = sum(accuracies.values()) / len(accuracies)
             means["rewards/accuracies/worst"] = min(accuracies.values())
         return means
-
-
-def _is_first(numbers: Tensor) -> Tensor:
-    """Return whether each number is a first occurrence, (N,): samplers repeat pairs to fill up the last batch."""
-    ordered, order = torch.sort(numbers, stable=True)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return torch.empty_like(first).index_put((order,), first)

@@ -1,10 +1,10 @@
-"""The statistical model of label noise: the label-agreement curve and the reference's margin as evidence.
+"""The statistical model of label noise: the label-agreement curve and the witness as evidence.
 
 A label agrees with the model with probability e + (1 - 2e) sigmoid(rho / t) if a share e of the labels is flipped
 (docs/method.md, eq. 6). On pairs that the model has not learned from yet, the likelihood of this curve identifies e:
 flipped labels disagree however sure the model is; hard pairs disagree only where it is unsure. A model becomes surer
-as it learns, so every window of pairs has a temperature t of its own, which is averaged out. The slope a of the
-reference's margin says how much that margin is worth in a group, and in which direction (eq. 8).
+as it learns, so every window of pairs has a temperature t of its own, which is averaged out. A witness is a number x
+per pair that speaks for the label if it is positive; its slope a says how much it is worth in a group (eq. 8).
 
 Log-likelihoods are sums over pairs on a fixed grid of (E,) noise rates, (T,) temperatures and (A,) slopes.
 The rows of a (1 + G, ...) tensor stand for all pairs together and then for every group.
@@ -17,29 +17,30 @@ NOISE_RATES = (0.005, *(0.02 * step for step in range(1, 26)))  # grid; at 0 a d
 TEMPERATURES = tuple(1.35**step for step in range(-12, 8))  # grid in units of reward, from 0.03 to 8
 LOG_TEMPERATURE_STD = 2.0  # of the normal prior of log t
 GROUP_PRIOR_PAIRS = (10.0, 30.0, 100.0, 300.0)  # strengths of a group's beta prior around the overall rate
-SLOPES = tuple(0.25 * step for step in range(-12, 13))  # grid: log-odds per standardised margin
+SLOPES = tuple(0.25 * step for step in range(-12, 13))  # grid: log-odds per unit of the witness
 MEAN_SLOPES = tuple(0.25 * step for step in range(-8, 9))  # grid, with a standard normal prior
+PESSIMISM = 0.1  # quantile of the slope's posterior that is used, counted from 0
 MAX_LOG_ODDS = 10.0  # bound of the log-odds that a pair's first relative reward gives
-BELIEF_MARGIN = 1e-5  # distance that a belief keeps from 0 and from 1
 
 
-def _log_agreement(belief: Tensor, noise_rates: Tensor) -> Tensor:
-    """Compute log(e + (1-2e) p), (B, E, K), for (B, K) beliefs p that the chosen answer is better."""
-    rates = noise_rates[:, None]
+def _log_agreement(belief: Tensor, noise_rates: Tensor, trusted: Tensor) -> Tensor:
+    """Compute log(e + (1-2e) p), (B, E, K), for (B, K) beliefs p; e is the lowest of the grid for trusted labels."""
+    rates = torch.where(trusted[:, None], noise_rates[0], noise_rates)[:, :, None]
     return torch.log(rates + (1.0 - 2.0 * rates) * belief[:, None])
 
 
-def agreement_log_likelihood(rho: Tensor, noise_rates: Tensor, temperatures: Tensor) -> Tensor:
+def agreement_log_likelihood(rho: Tensor, noise_rates: Tensor, temperatures: Tensor, trusted: Tensor) -> Tensor:
     """Compute each label's log-likelihood log(e + (1-2e) sigmoid(rho / t)), (B, E, T) (eq. 6).
 
     Args:
         rho: (B,) relative rewards in units of reward, taken before the model learns from the pairs. A value that is
             not finite carries no information: its log-likelihood is 0.
         noise_rates, temperatures: (E,) in (0, 0.5], (T,) positive, the grid.
+        trusted: (B,) whether the user has checked the label.
     """
     known = rho.isfinite()
     belief = torch.sigmoid(torch.where(known, rho, 0.0)[:, None] / temperatures)
-    return _log_agreement(belief, noise_rates) * known[:, None, None]
+    return _log_agreement(belief, noise_rates, trusted) * known[:, None, None]
 
 
 def label_log_odds(rho: Tensor, temperature_posterior: Tensor, temperatures: Tensor) -> Tensor:
@@ -92,39 +93,28 @@ def _fit_group_rates(loglik: Tensor, overall: Tensor, noise_rates: Tensor) -> Te
     return prior_posterior @ (torch.softmax(joint, dim=2) * noise_rates).sum(dim=2)
 
 
-def standardised_margin(margin: Tensor, tokens: Tensor) -> Tensor:
-    """Standardise the reference's margins for length and damp outliers: asinh(margin / sqrt(tokens)).
-
-    Args:
-        margin: (B,) log pi_ref(chosen) - log pi_ref(rejected) in nats; a value that is not finite gives 0.
-        tokens: (B,) tokens of both completions together. A sum over tokens grows with the root of their number.
-    """
-    margin = torch.where(margin.isfinite(), margin.float(), 0.0)
-    return torch.asinh(margin / tokens.clamp(min=1).sqrt())
-
-
-def _belief_by_slope(margin: Tensor, log_odds: Tensor, slopes: Tensor) -> Tensor:
-    return torch.sigmoid(log_odds[:, None] + margin[:, None] * slopes)
-
-
-def margin_log_likelihood(margin: Tensor, log_odds: Tensor, noise_rates: Tensor, slopes: Tensor) -> Tensor:
+def witness_log_likelihood(
+    witness: Tensor, log_odds: Tensor, noise_rates: Tensor, slopes: Tensor, trusted: Tensor
+) -> Tensor:
     """Compute each label's log-likelihood log(e + (1-2e) sigmoid(z + a x)), (B, E, A) (eq. 8).
 
     Args:
-        margin: (B,) x, standardised margins of the reference.
-        log_odds: (B,) z of `label_log_odds`, so that the slope measures what the reference knows beyond the policy.
+        witness: (B,) x.
+        log_odds: (B,) z of `label_log_odds`, so that the slope measures what the witness knows beyond the policy.
         noise_rates, slopes: (E,), (A,), the grid.
+        trusted: (B,) whether the user has checked the label.
     """
-    return _log_agreement(_belief_by_slope(margin, log_odds, slopes), noise_rates)
+    return _log_agreement(torch.sigmoid(log_odds[:, None] + witness[:, None] * slopes), noise_rates, trusted)
 
 
 def fit_slopes(loglik: Tensor, rates: Tensor, noise_rates: Tensor, slopes: Tensor) -> Tensor:
-    """Compute the posterior of the reference's slope for all pairs together and for every group, (1 + G, A).
+    """Fit the witness's slope for all pairs together and for every group, (1 + G,).
 
-    The mean slope is learned from the groups, or from all pairs if there are no groups.
+    The slopes of the groups are normal around their mean, which is learned from them, or from all pairs if there are
+    no groups. The quantile `PESSIMISM` of a slope's posterior on the side of 0 is used, or 0 if its sign is in doubt.
 
     Args:
-        loglik: (1 + G, E, A) sums of `margin_log_likelihood`.
+        loglik: (1 + G, E, A) sums of `witness_log_likelihood`.
         rates: (1 + G,) noise rates; the nearest rate of the grid is used.
     """
     mean_slopes = slopes.new_tensor(MEAN_SLOPES)  # (M,)
@@ -134,17 +124,6 @@ def fit_slopes(loglik: Tensor, rates: Tensor, noise_rates: Tensor, slopes: Tenso
     joint = prior[:, None] + at_rate  # (M, 1 + G, A)
     groups = joint[:, 1:] if len(rates) > 1 else joint
     mean_posterior = torch.softmax(torch.logsumexp(groups, dim=2).sum(dim=1) - 0.5 * mean_slopes**2, dim=0)
-    return torch.einsum("m,mra->ra", mean_posterior, torch.softmax(joint, dim=2))
-
-
-def margin_log_odds(margin: Tensor, log_odds: Tensor, slope_posterior: Tensor, slopes: Tensor) -> Tensor:
-    """Compute the log-odds of the mean of sigmoid(z + a x), (B,): the belief that labels are right given the margin.
-
-    Args:
-        margin, log_odds: as in `margin_log_likelihood`.
-        slope_posterior: (B, A) probabilities of the slopes, (A,), in each pair's group.
-    """
-    # Only the change is summed over the grid: summing the belief itself would round it for pairs without a margin.
-    before = torch.sigmoid(log_odds)
-    change = (slope_posterior * (_belief_by_slope(margin, log_odds, slopes) - before[:, None])).sum(dim=1)
-    return torch.logit(before + change, eps=BELIEF_MARGIN)
+    below = torch.einsum("m,mra->ra", mean_posterior, torch.softmax(joint, dim=2)).cumsum(dim=1)
+    low, high = (slopes[(below < quantile).sum(dim=1)] for quantile in (PESSIMISM, 1.0 - PESSIMISM))
+    return low.clamp(min=0.0) + high.clamp(max=0.0)

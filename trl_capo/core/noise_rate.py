@@ -4,10 +4,10 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import pad_across_processes
+from safetensors.torch import load, save
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -15,7 +15,9 @@ from transformers.trainer_callback import ExportableState
 from trl_capo.core import noise_model
 
 WINDOW_PAIRS = 400  # over which the model's temperature is taken to be constant; windows end with a step
-MIN_INFORMATIVENESS = 0.2  # lower bound of 1 - 2e in the label weights, which would diverge as e approaches 1/2
+SCALE_PAIRS = 100.0  # of a group, over which the mean of its scales runs
+PRIOR_PAIRS = 10.0  # that the mean scale begins with
+MIN_MEAN_SCALE = 0.2  # lower bound of the mean scale, by which scales are divided
 
 
 class NoiseRateEstimator(TrainerCallback, ExportableState):
@@ -34,7 +36,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         noise_rates: (1 + G,) rates in [0, 0.5] of all pairs and of every group; 0.25 at the start.
     """
 
-    def __init__(self, group_names: Sequence[str], pairs: int = 0, saved: dict[str, Any] | None = None) -> None:
+    def __init__(self, group_names: Sequence[str], pairs: int = 0, saved: str | None = None) -> None:
         self.group_names, self.pairs = list(group_names), pairs
         self._rate_grid, self._slope_grid = torch.tensor(noise_model.NOISE_RATES), torch.tensor(noise_model.SLOPES)
         self._temperature_grid = torch.tensor(noise_model.TEMPERATURES)
@@ -44,19 +46,23 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         self._slope_loglik = torch.zeros(rows, rates, len(self._slope_grid))
         self._window_pairs = torch.tensor(0)
         self._temperature_posterior = torch.zeros(temperatures)  # of the last finished window; 0: nothing is known
+        self._scale_sums = torch.zeros(rows, 2)  # of scales, and of pairs
         self._first_log_odds = torch.full((pairs,), torch.nan, dtype=torch.float16)
         self.noise_rates = self._fit_rates()[0][:1].repeat(rows)
-        for name, value in (saved or {}).items():
-            setattr(self, name, _decode(value, like=getattr(self, name)))
-        self._slope_posterior = self._fit_slopes()
-        self._in_first_epoch = True
-        self._step: list[tuple[Tensor, Tensor]] = []
+        if isinstance(saved, dict):
+            raise ValueError(
+                "resume_from_checkpoint: an earlier version of trl-capo wrote it, so start from the model."
+            )
+        for name, value in load(base64.b64decode(saved)).items() if saved else ():
+            setattr(self, name, value)
+        self._slopes = self._fit_slopes()
+        self._in_first_epoch, self._step = True, []
 
     _SAVED = ("_carried_loglik", "_window_loglik", "_slope_loglik", "_window_pairs", "_temperature_posterior")
-    _SAVED += ("_first_log_odds", "noise_rates")
+    _SAVED += ("_scale_sums", "_first_log_odds", "noise_rates")
 
     def state(self) -> dict[str, Any]:
-        saved = {name: _encode(getattr(self, name)) for name in self._SAVED}
+        saved = base64.b64encode(save({name: getattr(self, name).cpu() for name in self._SAVED})).decode()
         return {"args": {"group_names": self.group_names, "pairs": self.pairs, "saved": saved}, "attributes": {}}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -76,26 +82,34 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         """Return each pair's group rate, (B,); the overall rate for groups absent from training, and for -1."""
         return self.noise_rates[self._rows(groups)]
 
-    def pair_rates(self, groups: Tensor, pairs: Tensor | None, margin: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute each pair's own rate e_i in [0, 0.5], (B,), and label weight (1 - 2 e_i) / (1 - 2e), (B,) (eq. 7).
+    def pair_rates(self, groups: Tensor, pairs: Tensor | None, trusted: Tensor, witness: Tensor) -> tuple[Tensor, ...]:
+        """Compute each pair's own noise rate e_i in [0, 0.5] and label weight (1 - 2 e_i) / m, (B,) each (eq. 7).
 
         Args:
             groups: (B,) group numbers, -1 for none.
             pairs: (B,) numbers of training pairs, or None for a stream.
-            margin: (B,) standardised margins of the reference, 0 if it is not used.
+            trusted: (B,) whether the user has checked the label, whose rate is then 0.
+            witness: (B,) x, 0 where there is none.
         """
         rows = self._rows(groups)
-        rates = self.noise_rates[rows]
-        first = torch.zeros_like(margin) if pairs is None else self._first_log_odds[pairs].float().nan_to_num()
-        log_odds = noise_model.margin_log_odds(margin, first, self._slope_posterior[rows], self._slope_grid)
-        pair_rates = torch.sigmoid(torch.logit(rates) - log_odds).clamp(max=0.5)
-        return pair_rates, (1.0 - 2.0 * pair_rates) / (1.0 - 2.0 * rates).clamp(min=MIN_INFORMATIVENESS)
+        first = torch.zeros_like(witness) if pairs is None else self._first_log_odds[pairs].float().nan_to_num()
+        log_odds = first + self._slopes[rows] * witness
+        rates = torch.sigmoid(torch.logit(self.noise_rates[rows]) - log_odds).clamp(max=0.5).masked_fill(trusted, 0.0)
+        return rates, (1.0 - 2.0 * rates) / self._mean_scales()[rows]
 
-    def add(self, rho: Tensor, groups: Tensor, pairs: Tensor | None, margin: Tensor) -> None:
+    def _mean_scales(self) -> Tensor:
+        """Return the running mean m of each row's scales before they are divided by it, (1 + G,)."""
+        scales, pairs = self._scale_sums.unbind(dim=1)
+        mean = (scales + PRIOR_PAIRS * (1.0 - 2.0 * self.noise_rates)) / (pairs + PRIOR_PAIRS)
+        return mean.clamp(min=MIN_MEAN_SCALE)
+
+    def add(
+        self, rho: Tensor, scale: Tensor, groups: Tensor, pairs: Tensor | None, trusted: Tensor, witness: Tensor
+    ) -> None:
         """Add a micro-batch of a training step; (B,) relative rewards that are not finite carry no information."""
-        if self._in_first_epoch:
-            numbers = torch.stack([groups, torch.full_like(groups, -1) if pairs is None else pairs], dim=1)
-            self._step.append((numbers, torch.stack([rho.detach().float(), margin], dim=1)))
+        pairs = torch.full_like(groups, -1) if pairs is None else pairs
+        numbers = torch.stack([groups, pairs, trusted.long()], dim=1)
+        self._step.append((numbers, torch.stack([rho.detach().float(), scale, witness], dim=1)))
 
     def end_step(self, accelerator: Accelerator) -> None:
         """Take in the pairs of an optimiser step from all processes, and fit. All processes call it together."""
@@ -106,23 +120,27 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         if accelerator.num_processes > 1:  # a padded row's relative reward is NaN, which carries no information
             numbers = accelerator.gather(pad_across_processes(numbers, pad_index=-1))
             values = accelerator.gather(pad_across_processes(values, pad_index=torch.nan))
-        (groups, pairs), (rho, margin) = numbers.unbind(dim=1), values.unbind(dim=1)
-        self._move_to(rho.device)
-        known = rho.isfinite()
-        margin = torch.where(known, margin, 0.0)
-        first = noise_model.label_log_odds(rho, self._temperature_posterior, self._temperature_grid)
-        agreement = noise_model.agreement_log_likelihood(rho, self._rate_grid, self._temperature_grid)
-        of_margin = noise_model.margin_log_likelihood(margin, first, self._rate_grid, self._slope_grid)
+        (groups, pairs, trusted), (rho, scale, witness) = numbers.unbind(dim=1), values.unbind(dim=1)
+        trusted, known = trusted > 0, rho.isfinite()
+        scale, witness = (torch.where(known, value, 0.0) for value in (scale, witness))
+        scale = scale * self._mean_scales()[self._rows(groups)]
         rows = torch.arange(-1, len(self.group_names), device=rho.device)[:, None]
         member = ((rows == -1) | (rows == groups)).to(rho.dtype)  # (1 + G, B)
+        added = member @ torch.stack([scale, known.to(rho.dtype)], dim=1)
+        self._scale_sums = self._scale_sums * torch.exp(-added[:, 1:] / SCALE_PAIRS) + added
+        if not self._in_first_epoch:
+            return
+        first = noise_model.label_log_odds(rho, self._temperature_posterior, self._temperature_grid)
+        agreement = noise_model.agreement_log_likelihood(rho, self._rate_grid, self._temperature_grid, trusted)
+        of_witness = noise_model.witness_log_likelihood(witness, first, self._rate_grid, self._slope_grid, trusted)
         self._window_loglik = self._window_loglik + torch.einsum("rb,bet->ret", member, agreement)
-        self._slope_loglik = self._slope_loglik + torch.einsum("rb,bea->rea", member, of_margin)
+        self._slope_loglik = self._slope_loglik + torch.einsum("rb,bea->rea", member, of_witness)
         self._window_pairs = self._window_pairs + known.sum()
         if self.pairs:
             new = known & self._first_log_odds[pairs].isnan()
             self._first_log_odds[pairs[new]] = first[new].to(self._first_log_odds.dtype)
         self.noise_rates, loglik, posterior = self._fit_rates()
-        self._slope_posterior = self._fit_slopes()
+        self._slopes = self._fit_slopes()
         ends = self._window_pairs >= WINDOW_PAIRS  # a tensor, so that the CPU need not wait for a GPU
         self._carried_loglik = torch.where(ends, loglik, self._carried_loglik)
         self._temperature_posterior = torch.where(ends, posterior, self._temperature_posterior)
@@ -150,12 +168,3 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
             for name, value in vars(self).items():
                 if isinstance(value, Tensor):
                     setattr(self, name, value.to(device))
-
-
-def _encode(values: Tensor) -> str:
-    return base64.b64encode(values.cpu().numpy().tobytes()).decode()
-
-
-def _decode(text: str, like: Tensor) -> Tensor:
-    array = np.frombuffer(base64.b64decode(text), dtype=like.numpy().dtype)
-    return torch.from_numpy(array.copy()).view(like.shape)

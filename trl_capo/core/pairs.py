@@ -1,4 +1,4 @@
-"""Columns that a trainer carries for each preference pair: its number, its group and its weight.
+"""Columns that a trainer carries for each preference pair: its number, group, weight, trust and witness.
 
 Pair numbers are row numbers of the data set; like group numbers, they are columns that survive mapping, filtering and
 shuffling. A stream has neither: its pairs have no groups and cannot be recognised.
@@ -14,15 +14,16 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 
-PAIR, GROUP, WEIGHT = "capo_pair", "capo_group", "weight"
-COLUMNS = (PAIR, GROUP, WEIGHT)  # the batch keys that neither the model nor DPOTrainer may see
+PAIR, GROUP, WITNESS, WEIGHT, TRUSTED = "capo_pair", "capo_group", "capo_witness", "weight", "trusted"
+COLUMNS = {PAIR: torch.long, GROUP: torch.long, WEIGHT: torch.float32, TRUSTED: torch.bool, WITNESS: torch.float32}
+"""The batch keys that neither the model nor DPOTrainer may see."""
 
 DEFAULT_COLUMN = "language"
 MISSING = "(none)"  # the group of pairs whose value is missing
 RESERVED = ("macro", "worst", "ties")  # metrics that stand beside the groups' own
 
 
-def parse_group_column(value: str | None) -> str | None:
+def parse_column(value: str | None) -> str | None:
     """Return the option's value; on a command line and in YAML, `none` stands for None."""
     return None if isinstance(value, str) and value.lower() in ("none", "null", "") else value
 
@@ -55,57 +56,79 @@ def find_groups(
 
 
 class PairIndex:
-    """Adds the pair and group columns to a trainer's data sets; `group_names` holds the groups by their numbers."""
+    """Adds the CAPO columns to a trainer's data sets; `group_names` holds the groups by their numbers."""
 
-    def __init__(self, group_column: str | None) -> None:
-        self.group_column = group_column
+    def __init__(self, group_column: str | None, witness: str) -> None:
+        self.group_column, self.witness = group_column, witness
         self.group_names: list[str] = []
 
     def add_columns(self, datasets: Any, name: str) -> Any:
         """Return the data set, or the dictionary of data sets, with the columns; None and streams stay as they are."""
         if isinstance(datasets, Mapping):
             return {key: self.add_columns(dataset, f"{name}[{key!r}]") for key, dataset in datasets.items()}
+        needs_witness = name == "train_dataset" and self.witness not in ("none", "reference")
         if not isinstance(datasets, Dataset):
-            if isinstance(datasets, IterableDataset) and self.group_column not in (None, "auto"):
-                raise ValueError(
-                    f"group_column={self.group_column!r}: {name} is a stream, and streams have no groups."
-                )
+            if isinstance(datasets, IterableDataset) and (needs_witness or self.group_column not in (None, "auto")):
+                options = f"group_column={self.group_column!r}, witness={self.witness!r}"
+                raise ValueError(f"{options}: {name} is a stream, and streams have neither groups nor a witness.")
             return datasets
-        _check_weights(datasets, name)
+        _check_numbers(datasets, name)
         labels = find_groups(datasets, self.group_column, name)[1] or []
         self.group_names += [label for label in dict.fromkeys(labels) if label not in self.group_names]
         number_of = {label: number for number, label in enumerate(self.group_names)}
         groups = [number_of[label] for label in labels] or [-1] * len(datasets)
-        datasets = datasets.remove_columns([column for column in (PAIR, GROUP) if column in datasets.column_names])
-        datasets = datasets.add_column(PAIR, np.arange(len(datasets)))
-        return datasets.add_column(GROUP, np.array(groups, dtype=np.int64))
+        columns = {PAIR: np.arange(len(datasets)), GROUP: np.array(groups, dtype=np.int64)}
+        columns |= {WITNESS: read_witness(datasets, self.witness)} if needs_witness else {}
+        datasets = datasets.remove_columns([column for column in columns if column in datasets.column_names])
+        for column, values in columns.items():
+            datasets = datasets.add_column(column, values)
+        return datasets
 
 
-def _check_weights(dataset: Dataset, name: str) -> None:
+def read_witness(dataset: Dataset, name: str) -> np.ndarray:
+    """Return asinh(x / median of |x|), (N,), of the column `name` or of `name`_chosen - `name`_rejected, 0 for none.
+
+    Raises ValueError if there are no such columns, or they hold no numbers.
+    """
+    names = [name] if name in dataset.column_names else [f"{name}_chosen", f"{name}_rejected"]
+    try:
+        columns = [np.array(dataset.with_format(None)[column][:], dtype=float) for column in names]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"witness={name!r}: the data have no numbers in {' and '.join(names)}.") from error
+    values = columns[0] if len(columns) == 1 else columns[0] - columns[1]
+    values = np.where(np.isfinite(values), values, 0.0)
+    sizes = np.abs(values[values != 0])
+    return np.arcsinh(values / (np.median(sizes) if len(sizes) else 1.0))
+
+
+def _check_numbers(dataset: Dataset, name: str) -> None:
+    rows = dataset.with_format(None)
     if WEIGHT in dataset.column_names:
-        values = dataset.with_format(None)[WEIGHT][:]
+        values = rows[WEIGHT][:]
         wrong = [row for row, value in enumerate(values) if not (isinstance(value, Real) and 0 <= value < math.inf)]
         if wrong or not any(values):
             fault = f"row {wrong[0]} holds {values[wrong[0]]!r}" if wrong else "all are 0"
             raise ValueError(
                 f"{name}: 'weight' multiplies pair losses; give finite numbers of 0 or more, but {fault}."
             )
+    if TRUSTED in dataset.column_names and set(rows[TRUSTED][:]) - {True, False}:
+        raise ValueError(f"{name}: 'trusted' says whether a label has been checked; give true or false in every row.")
 
 
 def split_batch(batch: Mapping[str, Any]) -> tuple[list[Tensor | None], dict[str, Any]]:
-    """Return the batch's (B,) pair numbers, group numbers and weights (None if it has none), and the rest of it."""
+    """Return the batch's (B,) values of COLUMNS (None where it has none), and the rest of it."""
     return [batch.get(column) for column in COLUMNS], {key: batch[key] for key in batch if key not in COLUMNS}
 
 
 class PairCollator:
-    """Wraps a collator and adds the CAPO columns (pair number, group number, weight) to its output."""
+    """Wraps a collator and adds the CAPO columns to its output."""
 
     def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
         self.collate = collate
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = dict(self.collate([{k: v for k, v in example.items() if k not in COLUMNS} for example in examples]))
-        for column, dtype in zip(COLUMNS, (torch.long, torch.long, torch.float32), strict=True):
+        for column, dtype in COLUMNS.items():
             if column in examples[0]:
                 batch[column] = torch.tensor([example[column] for example in examples], dtype=dtype)
         return batch

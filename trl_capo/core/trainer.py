@@ -21,7 +21,6 @@ from trl import DPOTrainer
 from trl_capo.core.config import CAPOConfig, sigmoid_weight
 from trl_capo.core.losses import capo_loss, confidence_scale, relative_reward, sequence_log_probs
 from trl_capo.core.metrics import LOGGED_BY_TRL, PairBatch, PairCallback, PairMetrics
-from trl_capo.core.noise_model import standardised_margin
 from trl_capo.core.noise_rate import NoiseRateEstimator
 from trl_capo.core.packing import PaddingFree
 from trl_capo.core.pairs import COLUMNS, PairCollator, PairIndex, split_batch
@@ -35,7 +34,7 @@ class CAPOTrainer(DPOTrainer):
     It takes the arguments of [`~trl.DPOTrainer`], with a `CAPOConfig` for `args`. It differs as follows:
 
     - The "sigmoid" term of `loss_type` is `mean_i w_i s_i * -log sigmoid(rho_i)` (docs/method.md, eq. 5), where w_i is
-      the column `weight`, 1 if the data do not have it. Other terms and the MoE auxiliary loss are unchanged.
+      the column `weight` (default 1). Labels whose column `trusted` is true count as right. Other terms are unchanged.
     - Training logs also hold `capo/*` and, by group, `capo/noise_rate/<group>`, `rewards/accuracies/<group>` and
       `rewards/margins/<group>`; docs/metrics.md lists them.
     - Evaluation metrics are means over pairs: every pair counts once, for any batch size and number of processes,
@@ -79,7 +78,7 @@ class CAPOTrainer(DPOTrainer):
         if not isinstance(args, CAPOConfig):
             raise TypeError(f"args is a {type(args).__name__}; build it with CAPOConfig, which takes the same options")
         self._capo_sigmoid_weight = sigmoid_weight(args)
-        self._capo_index = PairIndex(args.group_column)
+        self._capo_index = PairIndex(args.group_column, args.witness)
         train_dataset = self._capo_index.add_columns(train_dataset, "train_dataset")
         groups = list(self._capo_index.group_names)  # without those of evaluation data alone
         eval_dataset = self._capo_index.add_columns(eval_dataset, "eval_dataset")
@@ -115,7 +114,7 @@ class CAPOTrainer(DPOTrainer):
         return partial(self._capo_packing[is_reference], model)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        (pairs, groups, weights), inputs = split_batch(inputs)
+        (pairs, groups, weights, trusted, witness), inputs = split_batch(inputs)
         if not self.precompute_ref_logps:
             chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
             inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
@@ -142,11 +141,12 @@ class CAPOTrainer(DPOTrainer):
         rho = relative_reward(chosen - ref_chosen, rejected - ref_rejected, **divergence)
         self._capo_check_agreement(dpo_loss, rho)
         groups = torch.full_like(rho, -1, dtype=torch.long) if groups is None else groups
-        margin = torch.zeros_like(rho.detach())
+        trusted = torch.zeros_like(rho, dtype=torch.bool) if trusted is None else trusted
+        witness = torch.zeros_like(rho.detach()) if witness is None else witness
         if self.args.asks_reference:
-            tokens = sum(inputs["completion_mask"].sum(dim=1).chunk(2))
-            margin = standardised_margin(ref_chosen - ref_rejected, tokens)
-        rate, group_rate, label_weight = self._capo_noise_rates(groups, pairs, margin)
+            tokens = sum(inputs["completion_mask"].sum(dim=1).chunk(2)).clamp(min=1)
+            witness = torch.asinh(((ref_chosen - ref_rejected).float() / tokens.sqrt()).nan_to_num(0.0, 0.0, 0.0))
+        rate, group_rate, label_weight = self._capo_noise_rates(groups, pairs, trusted, witness)
         parameters = {"noise_rate": rate, "temperature": self.args.confidence_temperature}
         losses, scale = capo_loss(rho, **parameters, label_weight=label_weight)
         losses = losses if weights is None else weights * losses
@@ -156,26 +156,26 @@ class CAPOTrainer(DPOTrainer):
         batch = PairBatch(self.model.training, pairs, groups, weights, *logps, *ours, self.beta, dpo_loss.detach())
         loss = self._capo_objective(dpo_loss, batch, rho, losses, output, inputs)
         batch.loss = loss.detach()
-        self._capo_report(batch, margin)
+        self._capo_report(batch, trusted, witness)
         return (loss, outputs) if return_outputs else loss
 
     def _capo_objective(self, dpo_loss, batch: PairBatch, rho: Tensor, losses: Tensor, output, inputs) -> Tensor:
         """Replace the DPO pair losses in DPOTrainer's loss by (B,) `losses`. Subclasses may return another loss."""
         return dpo_loss + self._capo_sigmoid_weight * (losses + F.logsigmoid(rho)).mean()
 
-    def _capo_noise_rates(self, groups: Tensor, pairs: Tensor | None, margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _capo_noise_rates(self, groups: Tensor, pairs, trusted: Tensor, witness: Tensor) -> tuple[Tensor, ...]:
         """Return each pair's noise rate, its group's rate and its label weight, (B,) each."""
-        estimator = self.noise_rate_estimator
+        estimator, ones = self.noise_rate_estimator, torch.ones_like(witness)
         if estimator is None:
-            rate = torch.full_like(margin, self.args.noise_rate)
-            return rate, rate, torch.ones_like(margin)
+            rate = self.args.noise_rate * ones
+            return rate.masked_fill(trusted, 0.0), rate, ones
         group_rate = estimator.group_rates(groups)
         if not self.model.training:
-            return group_rate, group_rate, torch.ones_like(margin)
-        rate, label_weight = estimator.pair_rates(groups, pairs, margin)
+            return group_rate, group_rate, ones
+        rate, label_weight = estimator.pair_rates(groups, pairs, trusted, witness)
         return rate, group_rate, label_weight
 
-    def _capo_report(self, batch: PairBatch, margin: Tensor) -> None:
+    def _capo_report(self, batch: PairBatch, trusted: Tensor, witness: Tensor) -> None:
         (self._capo_window if batch.training else self._capo_evaluation).add(batch)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, PairCallback):
@@ -184,7 +184,7 @@ class CAPOTrainer(DPOTrainer):
         estimator = self.noise_rate_estimator
         if estimator is not None and batch.training:
             rho = batch.rho if batch.weight is None else batch.rho.masked_fill(batch.weight == 0, torch.nan)
-            estimator.add(rho, batch.groups, batch.pairs, margin)
+            estimator.add(rho, batch.scale, batch.groups, batch.pairs, trusted, witness)
             if self.accelerator.sync_gradients:
                 estimator.end_step(self.accelerator)
 

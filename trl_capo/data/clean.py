@@ -18,7 +18,7 @@ from datasets import Dataset, Value
 
 from trl_capo.common.command import parse, run
 from trl_capo.common.fingerprint import fingerprint
-from trl_capo.core.pairs import WEIGHT
+from trl_capo.core.pairs import TRUSTED, WEIGHT
 from trl_capo.data.edit import EditArguments, count_changes, load_splits, save_splits, swap_answers
 from trl_capo.data.load import check_pairs, load_pairs
 from trl_capo.data.noise import IS_NOISY
@@ -41,6 +41,7 @@ class CleanArguments:
     flip_top: str | None = field(default=None, metadata={"help": "Flip the worst: '5%%' of all pairs, or a number."})
     flip_above: float | None = field(default=None, metadata={"help": "Flip pairs with a score above this, in [0, 1)."})
     weight: bool = field(default=False, metadata={"help": "Add a column `weight`: 1 - 2 x score, at least 0."})
+    trusted: bool = field(default=False, metadata={"help": "Mark the pairs decided by hand in a column `trusted`."})
 
 
 def clean(
@@ -50,8 +51,8 @@ def clean(
 
     A flip swaps all columns that belong to the answers, and negates a boolean column `is_noisy`. A label that is wrong
     with probability p has the weight 1 - 2 p, its expected sign, or 0 if that is negative; p is the score, or 1 minus
-    the score after a rule flipped the label. Pairs without a score, or decided by hand, have weight 1. The tables of
-    `decisions` and `suspects` are as `read_table` returns them.
+    the score after a rule flipped the label. Pairs without a score, or decided by hand, have weight 1. The column
+    `trusted` is true for pairs decided by hand, and where it was before. The tables are as `read_table` returns them.
 
     Returns the remaining pairs in their order, and N rows with `decision` ("keep", "flip" or "drop"), `why` and
     `score`. Raises ValueError if a rule is invalid, or no pair with a weight is left.
@@ -72,6 +73,11 @@ def clean(
         if WEIGHT in dataset.column_names or not weights[kept].any():
             raise ValueError("weight: the data have such a column, or all weights would be 0. Leave the option out.")
         cleaned = cleaned.add_column(WEIGHT, weights.to_numpy())
+    if rules.trusted:
+        known = cleaned[TRUSTED] if TRUSTED in cleaned.column_names else [False] * len(cleaned)
+        decided = np.isin(np.arange(len(cleaned)), [] if decisions is None else decisions.index)
+        cleaned = cleaned.remove_columns({TRUSTED} & set(cleaned.column_names))
+        cleaned = cleaned.add_column(TRUSTED, np.array(known, dtype=bool) | decided)
     return cleaned.select(kept), plan
 
 

@@ -19,7 +19,7 @@ from datasets import Dataset, DatasetDict, Features, concatenate_datasets
 
 from trl_capo.common.command import versions
 from trl_capo.common.text import count, percent, text_table
-from trl_capo.core.pairs import find_groups, parse_group_column
+from trl_capo.core.pairs import find_groups, parse_column
 from trl_capo.data.load import load_pairs, select_split
 
 
@@ -34,7 +34,7 @@ class EditArguments:
     group_column: str | None = field(default="auto", metadata={"help": "As in `trl-capo train`; 'none': no groups."})
 
     def __post_init__(self) -> None:
-        self.group_column = parse_group_column(self.group_column)
+        self.group_column = parse_column(self.group_column)
 
 
 def swap_answers(dataset: Dataset, rows: np.ndarray) -> Dataset:

@@ -14,7 +14,7 @@ from accelerate.utils.memory import clear_device_cache
 from transformers.hf_argparser import HfArg
 
 from trl_capo.common.command import need, parse_with_rest, processes, run, versions
-from trl_capo.core.pairs import find_groups, parse_group_column
+from trl_capo.core.pairs import find_groups, parse_column
 from trl_capo.data.load import check_pairs, load_pairs, select_split
 from trl_capo.data.tokenise import TokenisedPair, tokenise_all
 from trl_capo.evaluate.report import render_text, write_evaluation
@@ -48,7 +48,7 @@ class EvaluateArguments:
     seed: int = HfArg(default=0, help="Seed of the bootstrap.")
 
     def __post_init__(self) -> None:
-        self.group_column = parse_group_column(self.group_column)
+        self.group_column = parse_column(self.group_column)
         if bool(self.model_name_or_path) == bool(self.compare):
             raise ValueError("give either model_name_or_path or, for several models, compare.")
         if not self.dataset_name:

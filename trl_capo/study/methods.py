@@ -1,6 +1,6 @@
 """Define the methods that a study compares, and the trainer that runs all of them.
 
-TRL provides DPO, IPO, hinge and robust DPO. The other losses are functions of the (B,) relative rewards rho of
+TRL provides DPO, IPO and robust DPO. The other losses are functions of the (B,) relative rewards rho of
 `trl_capo.core.losses` that return the mean over a batch.
 """
 
@@ -18,14 +18,6 @@ from trl_capo.core.trainer import CAPOTrainer
 from trl_capo.study.speed import SequenceCache, sequence_keys
 
 BETA_DPO_MOMENTUM, BETA_DPO_MIN = 0.9, 1e-3  # of the running margin; the lowest beta (as in the authors' code)
-
-
-def cdpo_loss(rho: Tensor, *, smoothing: float, **_: Any) -> Tensor:
-    """Return the loss of conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences", eq. 3).
-
-    `-(1 - s) log sigmoid(rho) - s log sigmoid(-rho)`: s in [0, 0.5] is the share of flipped labels; 0 is DPO.
-    """
-    return (-(1.0 - smoothing) * F.logsigmoid(rho) - smoothing * F.logsigmoid(-rho)).mean()
 
 
 def dr_dpo_loss(rho: Tensor, *, b: float, **_: Any) -> Tensor:
@@ -48,16 +40,40 @@ def beta_dpo_loss(rho: Tensor, *, beta: float, alpha: float, state: dict[str, Te
     return -F.logsigmoid((1.0 + alpha * (margin - running)).clamp(min=BETA_DPO_MIN / beta) * rho).mean()
 
 
-def wpo_loss(rho: Tensor, *, outputs: Any, completion_mask: Tensor, **_: Any) -> Tensor:
-    """Return the loss of WPO (Zhou et al. 2024, arXiv 2406.11827, eq. 2) with its authors' clamp of weights at 1.
+def holder_dpo_loss(rho: Tensor, *, gamma: float, **_: Any) -> Tensor:
+    """Return the loss of Hoelder-DPO with gamma > 0, `mean(-(1 + g) p^g + g p^(1 + g))` for p = sigmoid(rho).
 
-    The weight of a completion is the geometric mean over its tokens of p(token) / sum_v p(v)^2, that of a pair the
-    product of both. TRL 1.16 leaves out the clamp. Rows of (2B, T) `completion_mask` are `[chosen; rejected]`.
+    Its gradient is DPO's times g (1 + g) p^g (1 - p), which vanishes for contradicted and for learned pairs.
     """
-    mask = completion_mask[:, 1:]
-    aligned = ((outputs.log_probs - outputs.log_sum_sq_probs) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-    weights = torch.exp(sum(aligned.detach().chunk(2))).clamp(max=1.0)
-    return (weights * -F.logsigmoid(rho)).mean()
+    p = torch.sigmoid(rho)
+    return (-(1.0 + gamma) * p**gamma + gamma * p ** (1.0 + gamma)).mean()
+
+
+def re_dpo_loss(
+    rho: Tensor, *, eta: float, momentum: float, by_group: float, state: dict[int, float], groups: Tensor, **_: Any
+) -> Tensor:
+    """Return the loss of RE-DPO (arXiv 2509.24159): `-(w log p + (1 - w) log(1 - p))`, p = sigmoid(rho).
+
+    w = r p / (r p + (1 - r) (1 - p)) has no gradient. The reliability r of the labels is `eta` at first and then a
+    running mean of w, with weight `momentum` for a batch; with `by_group` every group has its own.
+    """
+    groups, weight = groups if by_group else torch.zeros_like(groups), torch.empty_like(rho)
+    for group in groups.unique().tolist():
+        own, reliability = groups == group, state.get(group, eta)
+        weight[own] = torch.sigmoid(rho.detach()[own] + math.log(reliability / (1.0 - reliability)))
+        state[group] = (1.0 - momentum) * reliability + momentum * weight[own].mean().item()
+    return -(weight.detach() * F.logsigmoid(rho) + (1.0 - weight.detach()) * F.logsigmoid(-rho)).mean()
+
+
+def ropo_loss(rho: Tensor, *, alpha: float, **_: Any) -> Tensor:
+    """Return ROPO's loss, `4a / (1 + a)^2 (-log p + a (1 - p))` with p = sigmoid(rho): DPO and a bounded loss."""
+    return (4.0 * alpha / (1.0 + alpha) ** 2 * (alpha * torch.sigmoid(-rho) - F.logsigmoid(rho))).mean()
+
+
+def gated_loss(rho: Tensor, *, threshold: float, reference_margin: Tensor, **_: Any) -> Tensor:
+    """Return DPO's mean loss over the pairs whose reference margin is above `threshold` (nats; 0 to drop more)."""
+    kept = (reference_margin > threshold).float()
+    return (kept * -F.logsigmoid(rho)).sum() / kept.sum().clamp(min=1.0)
 
 
 @dataclass(frozen=True)
@@ -75,11 +91,12 @@ METHODS = {
     "capo": Method({}),
     "dpo": Method(DPO),
     "ipo": Method(DPO | {"loss_type": ["ipo"]}),
-    "hinge": Method(DPO | {"loss_type": ["hinge"]}),
     "rdpo": Method(DPO | {"loss_type": ["robust"], "label_smoothing": 0.1}),
-    "wpo": Method(DPO | {"use_weighting": True}, wpo_loss),
-    "cdpo": Method(DPO, cdpo_loss, {"smoothing": 0.1}),
     "dr_dpo": Method(DPO, dr_dpo_loss, {"b": 1.0}, needs_whole_batch=True),
+    "holder_dpo": Method(DPO, holder_dpo_loss, {"gamma": 2.0}),
+    "re_dpo": Method(DPO, re_dpo_loss, {"eta": 0.9, "momentum": 0.1, "by_group": 0}, needs_whole_batch=True),
+    "ropo": Method(DPO, ropo_loss, {"alpha": 14.0}),
+    "gated": Method(DPO, gated_loss, {"threshold": 0.0}, needs_whole_batch=True),
     "beta_dpo": Method(DPO, beta_dpo_loss, {"alpha": 0.6}, needs_whole_batch=True),
 }
 
@@ -105,8 +122,8 @@ class StudyTrainer(CAPOTrainer):
     def _capo_objective(self, dpo_loss, batch, rho, losses, output, inputs):
         if self._study_loss is None or not batch.training:
             return super()._capo_objective(dpo_loss, batch, rho, losses, output, inputs)
-        mask = inputs["completion_mask"]
-        return self._study_loss(rho, beta=self.beta, outputs=output, completion_mask=mask, **self._study_own)
+        margin = batch.ref_chosen_logps - batch.ref_rejected_logps
+        return self._study_loss(rho, beta=self.beta, groups=batch.groups, reference_margin=margin, **self._study_own)
 
 
 class EvaluatedPairs(PairCallback):

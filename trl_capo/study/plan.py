@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from trl_capo.core.pairs import parse_group_column
+from trl_capo.core.pairs import parse_column
 from trl_capo.study.methods import METHODS
 
 RESULT = "result.json"
@@ -61,7 +61,7 @@ class StudyPlan:
     remember_frozen_layers: bool = False
 
     def __post_init__(self) -> None:
-        self.group_column = parse_group_column(self.group_column)
+        self.group_column = parse_column(self.group_column)
         if len(self.learning_rates) > 1 and not self.tuning:
             raise ValueError(f"learning_rates={self.learning_rates} needs tuning runs, which select one of them")
         try:

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_capo.callbacks.pair_log import PairLog
 from trl_capo.common.command import versions
 from trl_capo.core.config import CAPOConfig
-from trl_capo.core.pairs import WEIGHT, find_groups
+from trl_capo.core.pairs import TRUSTED, WEIGHT, find_groups
+from trl_capo.data.edit import swap_answers
 from trl_capo.data.load import load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, inject_noise
 from trl_capo.study.methods import METHODS, EvaluatedPairs, StudyTrainer
@@ -45,11 +46,26 @@ def read_parts(shared: Mapping[str, Any]) -> dict[str, Dataset]:
 
 
 def add_noise(train: Dataset, settings: Mapping[str, Any]) -> tuple[Dataset, dict[str, float]]:
-    """Inject the noise of a run, and return the share of changed pairs in total and by group."""
-    column = settings["shared"]["group_column"]
-    train = inject_noise(train, **settings["inject"], seed=settings["seed"], group_column=column)
-    noisy, groups = np.array(train[IS_NOISY][:], dtype=float), find_groups(train, column, "the training split")[1]
-    return train, {ALL: noisy.mean()} | {g: noisy[np.array(groups) == g].mean() for g in sorted(set(groups or []))}
+    """Inject the noise of a run, and return the share of changed pairs in total and by group.
+
+    The option `trusted` is a number of pairs per group, drawn at random, whose labels are restored and trusted.
+    """
+    column, inject, seed = settings["shared"]["group_column"], dict(settings["inject"]), settings["seed"]
+    checked = inject.pop("trusted", 0)
+    if checked and inject["kind"] != "flip":
+        raise ValueError(f"trusted={checked} needs the kind 'flip', whose labels can be restored")
+    train = inject_noise(train, **inject, seed=seed, group_column=column)
+    noisy = np.array(train[IS_NOISY][:], dtype=bool)
+    labels = np.array(find_groups(train, column, "the training split")[1] or [""] * len(train))
+    if checked:
+        order = np.random.default_rng(seed).permutation(len(train))
+        trusted = np.concatenate([order[labels[order] == group][:checked] for group in sorted(set(labels.tolist()))])
+        train = swap_answers(train, trusted[noisy[trusted]]).remove_columns(IS_NOISY)
+        noisy[trusted] = False
+        mark = np.isin(np.arange(len(train)), trusted)
+        train = train.add_column(IS_NOISY, noisy).add_column(TRUSTED, mark)
+    shares = {group: float(noisy[labels == group].mean()) for group in sorted(set(labels.tolist()) - {""})}
+    return train, {ALL: float(noisy.mean())} | shares
 
 
 def training_args(settings: Mapping[str, Any], pairs: int, noise: float, folder: Path) -> tuple[CAPOConfig, dict]:

@@ -48,7 +48,7 @@ def dry_run(argv: Sequence[str]) -> None:
     pairs = train if isinstance(train, Dataset) else Dataset.from_list(list(train.take(STREAM_ROWS)))
     warnings = check_pairs(pairs, "train_dataset")
     warnings += [] if evaluation is None else check_pairs(evaluation, "eval_dataset")
-    PairIndex(args.group_column).add_columns(train, "train_dataset")  # refuses unusable groups and weights
+    PairIndex(args.group_column, args.witness).add_columns(train, "train_dataset")  # refuses unusable columns
     column, labels = find_groups(pairs, args.group_column, "train_dataset")
     where = "" if pairs is train else " at the start of a stream"
     groups = f" in {count(len(set(labels)), 'group')} by {column}" if labels else ""
