@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 
 from trl_capo.common.intervals import TwoLevelBootstrap
-from trl_capo.study.results import ALL, Cell, estimate, mean_curve, worst_group
+from trl_capo.study.results import ALL, Cell, estimate, worst_group
 
 LABELS = np.array(["de", "de", "sw", "sw", "sw", "sw"])
 
 
-def make_cell(margins, labels=LABELS, curve=((2, 0.5), (4, 0.75))) -> Cell:
+def make_cell(margins, labels=LABELS) -> Cell:
     margins = np.array(margins, dtype=np.float32)
-    result = {"curve": [{"step": step, "accuracy": value, "margin": 0.1} for step, value in curve]}
     labels = np.array(labels)
-    return Cell(tuple(range(len(margins))), margins, labels, [result] * len(margins), TwoLevelBootstrap(labels))
+    return Cell(tuple(range(len(margins))), margins, labels, [{}] * len(margins), TwoLevelBootstrap(labels))
 
 
 OURS = make_cell([[1, 1, 1, 1, -1, 1], [1, 2, 3, -4, 5, 0]])
@@ -55,7 +54,6 @@ def test_values_by_hand():
     assert estimate(OURS, "accuracy", "de", THEIRS, ratio=True).value == pytest.approx(4 / 2)
     assert estimate(OURS, "margin", ALL, THEIRS, ratio=True).value == pytest.approx(11 / 1)
     assert worst_group(OURS) == "sw"
-    assert mean_curve(OURS) == {2: 0.5, 4: 0.75}
 
 
 @pytest.mark.parametrize("group", [ALL, "de", "sw"])

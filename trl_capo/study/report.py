@@ -10,9 +10,8 @@ import pandas as pd
 from trl_capo.common.figures import MARKERS, new_figure, plot_style, save
 from trl_capo.common.text import count, markdown_table, one_line, percent
 from trl_capo.study.plan import StudyPlan
-from trl_capo.study.results import ALL, Cell, Key, estimate, mean_curve, read_cells, tidy_table, worst_group
+from trl_capo.study.results import ALL, Cell, Key, estimate, read_cells, tidy_table, worst_group
 
-STEPS = "steps"
 WIDTH, HEIGHT, LETTER = 6.5, 4.2, 0.075  # of plots, in inches
 Cells = Mapping[tuple[str, str], Cell]  # of one number of epochs, by noise and method
 Styles = Mapping[str, dict[str, str]]  # marker and shade of grey of every method
@@ -22,7 +21,6 @@ TABLES = [  # title, measure, format, value that stands for equality with the ba
     ("Reward accuracy as a multiple of {}'s", "accuracy", "{:.2f}", 1, False),
     ("Reward gap: the mean margin", "margin", "{:.2f}", None, False),
     ("Reward gap as a multiple of {}'s", "margin", "{:.2f}", 1, False),
-    ("Steps to {}'s best accuracy on the validation split", STEPS, "{:,}", 1, False),
     ("Reward accuracy in the worst group, %", "accuracy", "{:.1f}", None, True),
     ("Reward accuracy in {0}'s worst group, as a multiple of {0}'s", "accuracy", "{:.2f}", 1, True),
 ]
@@ -64,7 +62,7 @@ def write_report(plan: StudyPlan) -> None:
 def _tables(plan: StudyPlan, cells: Cells) -> list[str]:
     lines, noises = [], [noise for noise in plan.noise if any(noise == key[0] for key in cells)]
     has_groups = len(next(iter(cells.values())).groups) > 1
-    for title, *table in TABLES if has_groups else TABLES[:6]:
+    for title, *table in TABLES if has_groups else TABLES[:5]:
         rows = [["method", *noises]]
         for method in plan.methods:
             pairs = [(cells.get((noise, method)), cells.get((noise, plan.baseline))) for noise in noises]
@@ -76,11 +74,8 @@ def _tables(plan: StudyPlan, cells: Cells) -> list[str]:
 
 def _text(cell: Cell, base: Cell | None, measure: str, form: str, equality: Any, worst: bool) -> str | None:
     """Format what a table shows of a cell; None if there is nothing to show."""
-    if equality is not None and (base is None or (base is cell and measure != STEPS)):
+    if equality is not None and (base is None or (base is cell)):
         return None
-    if measure == STEPS:
-        best = max(mean_curve(base).values())
-        return next((form.format(step) for step, accuracy in mean_curve(cell).items() if accuracy >= best), "never")
     base = None if equality is None else base
     group = worst_group(base or cell) if worst else ALL
     if (found := estimate(cell, measure, group, base, ratio=equality == 1)) is None:
@@ -128,7 +123,6 @@ def plot_study(plan: StudyPlan, cells: Mapping[Key, Cell], folder: Path) -> dict
             figures = {
                 "accuracy": ("Reward accuracy under noise", _over_noise(part, noises, styles, "accuracy")),
                 "reward_gap": ("Reward gap under noise", _over_noise(part, noises, styles, "margin")),
-                "steps": ("Reward accuracy over the steps", _over_steps(part, noises, styles)),
             }
             for name, (caption, figure) in figures.items():
                 columns = min(5, max(1, int(figure.get_figwidth() / (LETTER * max(map(len, methods)) + 0.5))))
@@ -153,17 +147,4 @@ def _over_noise(cells: Cells, noises: Sequence[str], styles: Styles, measure: st
     axes.vlines(np.arange(1, len(noises)) - 0.5, 0, 1, color="0.85", transform=axes.get_xaxis_transform())
     axes.grid(axis="x", visible=False)
     axes.set(ylabel=f"{label} (95 % interval; hollow: one seed)", xlabel="noise in the training labels")
-    return figure
-
-
-def _over_steps(cells: Cells, noises: Sequence[str], styles: Styles) -> Any:
-    """Draw mean validation accuracy over the steps, one panel per noise."""
-    figure, panels = new_figure(max(WIDTH, 1.2 + 2.8 * len(noises)), HEIGHT, len(noises))
-    for axes, noise in zip(panels, noises, strict=True):
-        axes.set_prop_cycle(linestyle=["-", "--", "-.", ":"])
-        axes.set(title=one_line(noise), xlabel="step")
-        for method, style in styles.items():
-            curve = mean_curve(cells[noise, method]) if (noise, method) in cells else {}
-            axes.plot(list(curve), [100 * accuracy for accuracy in curve.values()], label=one_line(method), **style)
-    panels[0].set_ylabel("reward accuracy on the validation split, %")
     return figure

@@ -104,9 +104,3 @@ def estimate(
 def worst_group(cell: Cell) -> str:
     """Return the group with the lowest accuracy over the seeds."""
     return min(cell.groups, key=lambda group: cell.values("accuracy")[:, cell.member(group)].mean())
-
-
-def mean_curve(cell: Cell) -> dict[int, float]:
-    """Return the mean validation accuracy over the seeds at every evaluated step."""
-    means = np.mean([[point["accuracy"] for point in result["curve"]] for result in cell.results], axis=0)
-    return dict(zip([point["step"] for point in cell.results[0]["curve"]], means.tolist(), strict=True))
