@@ -5,7 +5,6 @@ another checkout of the package. tests/test_goldens.py compares with the recorde
 """
 
 import json
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,28 +13,17 @@ import pyarrow.parquet as pq
 import torch
 from conftest import CPU_ARGUMENTS, make_pairs, save_tiny_model
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 
 from trl_capo import CAPOConfig, CAPOTrainer
 
 # The large epsilon keeps Adam from turning rounding errors of tiny gradients into whole steps.
 OPTIONS = {"max_steps": 10, "learning_rate": 1e-3, "adam_epsilon": 1e-3, "beta": 0.3, "confidence_temperature": 0.7}
 OPTIONS |= {"eval_strategy": "steps", "eval_steps": 5, "gradient_checkpointing": False}
-CASES = {
-    "full": {},
-    "lora": {},
-    "precomputed": {"precompute_ref_log_probs": True},
-    "weight": {},
-    "two_groups": {"group_column": "side"},
-    "sigmoid_and_sft": {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 0.2]},
-    "many_pairs": {"per_device_train_batch_size": 80},
-}
-MARGIN = {"noise_rate": "auto", "witness": "reference"}
-RATES = {"0": {"noise_rate": 0.0}, "0.2": {"noise_rate": 0.2}, "auto": {"noise_rate": "auto"}}
-RUNS = {name: RATES | ({"auto, reference margin": MARGIN} if name == "full" else {}) for name in CASES}
+REFERENCE = {"noise_rate": "auto", "witness": "reference"}
+RATES = {"0": {"noise_rate": 0.0}, "0.2": {"noise_rate": 0.2}, "auto": {"noise_rate": "auto"}, "reference": REFERENCE}
 # 480 pairs in steps of 80: one temperature block ends in the first epoch, so that the second recognises pairs.
-RUNS["many_pairs"] = {"auto": RATES["auto"], "auto, reference margin": MARGIN}
+CASES = {"full": {}, "many_pairs": {"per_device_train_batch_size": 80}}
 NOT_COMPARED = ("runtime", "per_second", "total_flos", "epoch")
 
 
@@ -55,23 +43,16 @@ def golden_pairs(count: int = 24) -> Dataset:
     return make_pairs(count).map(change, with_indices=True)
 
 
-def make_trainer(name: str, rate: str, models: list[str], folder: Path, *callbacks, **changes) -> CAPOTrainer:
-    """Build the trainer of a case; keywords are options that win."""
+def make_trainer(name: str, rate: str, models: list[str], folder: Path) -> CAPOTrainer:
     rows = golden_pairs(480 if name == "many_pairs" else 24)
-    held_out = golden_pairs().select(range(5, 15))
-    if name == "weight":
-        rows = rows.add_column("weight", [0.0, 0.5, 1.0, 1.5, 2.0, 0.25] * 4)
-    options = CPU_ARGUMENTS | OPTIONS | CASES[name] | RUNS[name][rate] | changes
+    options = CPU_ARGUMENTS | OPTIONS | CASES[name] | RATES[rate]
     set_seed(0)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
     return CAPOTrainer(
         models[0],
-        None if name == "lora" else AutoModelForCausalLM.from_pretrained(models[1], dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(models[1], dtype=torch.float32),
         args=CAPOConfig(output_dir=str(folder), **options),
         train_dataset=rows,
-        eval_dataset=held_out,
-        peft_config=lora if name == "lora" else None,
-        callbacks=list(callbacks),
+        eval_dataset=golden_pairs().select(range(5, 15)),
     )
 
 
@@ -84,31 +65,6 @@ def trajectory(trainer: CAPOTrainer) -> dict[str, list[float]]:
             if not key.endswith(NOT_COMPARED):
                 found.setdefault(key, []).append(value)
     return found
-
-
-class Terminate(TrainerCallback):
-    """Sends this process SIGTERM at an event of a step, and keeps the steps at which a checkpoint is saved."""
-
-    def __init__(self, event: str, step: int) -> None:
-        def send(args, state, control, **kwargs) -> None:
-            if state.global_step == step:
-                signal.raise_signal(signal.SIGTERM)
-
-        setattr(self, event, send)
-        self.saved = []
-
-    def on_save(self, args, state, control, **kwargs) -> None:
-        self.saved.append(state.global_step)
-
-
-INTERRUPTED = {"save_strategy": "steps", "save_steps": 100, "gradient_accumulation_steps": 2, "eval_strategy": "no"}
-"""Options of the run that is killed in its fourth step and resumed, of the case `full` with the rate `auto`."""
-
-
-def weight_sums(model: torch.nn.Module) -> dict[str, list[float]]:
-    """The sum and the norm of every tensor."""
-    tensors = {name: tensor.double() for name, tensor in model.state_dict().items()}
-    return {name: [tensor.sum().item(), tensor.norm().item()] for name, tensor in tensors.items()}
 
 
 def evaluation_pairs() -> Dataset:
