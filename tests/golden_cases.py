@@ -116,25 +116,3 @@ def write_pair_log(folder: Path, fingerprint: str) -> None:
             **{name: pa.array(values.get(name, np.zeros(len(order))), pa.float32()) for name in MEASURES},
         }
         pq.write_table(pa.table(columns), folder / f"steps-{steps[0]:08}-{steps[-1]:08}.parquet")
-
-
-NOISE = {
-    "flip": {"kind": "flip", "rate": 0.2},
-    "flip by language": {"kind": "flip", "rate": {"*": 0.1, "sw": 0.4}},
-    "flip_ambiguous": {"kind": "flip_ambiguous", "rate": 0.3, "score_column": "margin"},
-    "near_tie": {"kind": "near_tie", "rate": 0.2},
-    "wrong_language": {"kind": "wrong_language", "rate": 0.2},
-}
-
-
-def noise_pairs(conversational: bool) -> Dataset:
-    """300 pairs whose answers no two rows share, with questions that three rows of three languages share."""
-    rows = []
-    for index in range(300):
-        language = ("de", "sw", "日本")[index % 3]
-        row = {"prompt": f"Question {index // 3}: ", "chosen": f"gut {language} {index}", "rejected": f"nein {index}"}
-        if conversational:
-            roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-            row = {key: [{"role": roles[key], "content": text}] for key, text in row.items()}
-        rows.append(row | {"language": language, "margin": float(index % 7 - 3), "chosen_score": index})
-    return Dataset.from_list(rows)

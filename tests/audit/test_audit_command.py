@@ -56,7 +56,7 @@ def test_an_audit_of_a_training_finds_its_data_with_their_noise(run, noisy, tmp_
 def test_python_audits_a_data_set_with_other_groups(run, noisy, tmp_path):
     data = noisy.add_column("kind", ["odd", "even"] * 12)
     for column, names in ((None, ["group", "all pairs"]), ("kind", ["kind", "even", "odd", "all pairs"])):
-        found = audit(AuditArguments(run, group_column=column, score="first_margin", output_dir=str(tmp_path)), data)
+        found = audit(AuditArguments(run, group_column=column, output_dir=str(tmp_path)), data)
         assert [line[0] for line in found.rates] == names
     assert found.errors.pairs["wrong"].sort_index().tolist() == noisy["is_noisy"][:]
 

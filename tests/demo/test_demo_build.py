@@ -1,4 +1,4 @@
-"""The demo's build uses finished parts again, and converts models. Not covered: the real Gemma (238 MB, own terms)."""
+"""The demo's build uses finished parts again, and converts models. Not covered: the real models."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from tokenizers import Tokenizer, models, processors, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 def write_hello(folder: Path) -> None:
@@ -52,19 +52,3 @@ def test_a_cut_vocabulary_predicts_what_the_full_one_did():
     kept = full.convert_tokens_to_ids(small.convert_ids_to_tokens(list(range(len(small)))))
     small_ids = small.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]
     torch.testing.assert_close(model(small_ids).logits, logits[..., kept], atol=1e-5, rtol=0)
-
-
-@pytest.mark.slow
-def test_the_real_smollm2_is_converted_reloads_and_can_be_trained(tmp_path, data):
-    pytest.importorskip("gguf")
-    build_demo.build_model(tmp_path / "model", "smollm2", data, {})
-    model, tokenizer = (auto.from_pretrained(tmp_path / "model") for auto in (AutoModelForCausalLM, AutoTokenizer))
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert tokenizer.tokenize("in  2026") == ["in", "ĠĠ", "2", "0", "2", "6"]  # every digit is its own piece
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    reply = model.generate(**ids, max_new_tokens=20, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    assert "Paris" in tokenizer.decode(reply)
-    assert reply[-1] == tokenizer.eos_token_id
-    model(**ids, labels=ids["input_ids"]).loss.backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())

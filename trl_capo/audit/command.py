@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, disable_progress_bars
@@ -34,9 +34,6 @@ class AuditArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of a hub data set"})
     dataset_train_split: str | None = field(default=None, metadata={"help": "split that was trained on"})
     group_column: str | None = field(default="auto", metadata={"help": "auto: as in training; none: no groups"})
-    score: Literal["mean_margin", "first_margin"] = field(
-        default="mean_margin", metadata={"help": "first_margin is for many epochs, after which labels are memorised"}
-    )
     top: int = field(default=200, metadata={"help": "number of suspects in the CSV, JSONL and HTML files"})
     output_dir: str | None = field(default=None, metadata={"help": "default: the folder `audit` beside the log"})
 
@@ -64,7 +61,7 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     data = _find_data(log, source, dataset)
     dynamics = read_dynamics(log)
     group_name, groups = _find_groups(parse_column(args.group_column), source, data, dynamics)
-    errors = estimate_label_errors(dynamics, args.score, groups)
+    errors = estimate_label_errors(dynamics, groups=groups)
     truth = [None] if data is None or IS_NOISY not in data.column_names else data[IS_NOISY][:]
     if all(isinstance(value, bool) for value in truth):
         errors.pairs["wrong"] = np.array(truth)[errors.pairs.index]
@@ -87,7 +84,7 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     }
     warnings = [text for text, applies in cautions.items() if applies]
     packages = ", ".join(f"{name} {number}" for name, number in versions().items())
-    notes.append(f"Log: {args.run}. Data: {source.get('dataset_name')}. Margins: {args.score}. Versions: {packages}.")
+    notes.append(f"Log: {args.run}. Data: {source.get('dataset_name')}. Versions: {packages}.")
     words = [f"--{option}={source[name]}" for name, option in SOURCE.items() if source.get(name)]
     words = [*(words or ["--dataset_name=PAIRS"]), "--output_dir=cleaned", "--decisions=decisions.jsonl"]
     command = shlex.join(["trl-capo", "clean", *words])
@@ -130,7 +127,6 @@ def _find_groups(column: str | None, source: dict[str, Any], data: Dataset | Non
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; return the exit code."""
     return run(PROG, _run, argv)
 
 

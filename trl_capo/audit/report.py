@@ -81,7 +81,7 @@ def plot_audit(errors: LabelErrors, folder: Path) -> tuple[dict[str, str], list[
 
 def data_map(errors: LabelErrors, names: dict[str, str]) -> Any:
     """Plot mean confidence against variability (Swayamdipta et al. 2020) of at most MAP_POINTS pairs."""
-    figure, (axes,) = new_figure(8.5, 5.5)
+    figure, axes = new_figure(8.5, 5.5)
     sizes = errors.pairs["group"].value_counts()
     drawn = errors.pairs.sample(min(len(errors.pairs), MAP_POINTS), random_state=0)
     for place, (group, pairs) in enumerate(drawn.groupby("group")):

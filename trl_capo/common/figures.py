@@ -21,17 +21,17 @@ def plot_style(names: Iterable[str]) -> AbstractContextManager[None]:
     return matplotlib.rc_context(STYLE | {"font.family": choose_fonts(names)})
 
 
-def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Sequence[Any]]:
-    """Return a figure of this size in inches, and its axes from left to right, which share the y axis."""
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """Return a figure of this size in inches, and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns, squeeze=False, sharey=True)[0]
+    return figure, figure.subplots()
 
 
 def new_rows(names: Sequence[str], height: float, dotted: float, label: str | None = None) -> tuple[Any, Any]:
     """Return a figure and its axes, with one row per name from top to bottom, and a dotted line at an x."""
-    figure, (axes,) = new_figure(8, min(height, 150))  # Matplotlib draws at most 500 inches
+    figure, axes = new_figure(8, min(height, 150))  # Matplotlib draws at most 500 inches
     axes.set_yticks(range(len(names)), [shorten(name, 30) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)

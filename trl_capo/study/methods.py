@@ -41,10 +41,7 @@ def beta_dpo_loss(rho: Tensor, *, beta: float, alpha: float, state: dict[str, Te
 
 
 def holder_dpo_loss(rho: Tensor, *, gamma: float, **_: Any) -> Tensor:
-    """Return the loss of Hoelder-DPO with gamma > 0, `mean(-(1 + g) p^g + g p^(1 + g))` for p = sigmoid(rho).
-
-    Its gradient is DPO's times g (1 + g) p^g (1 - p), which vanishes for contradicted and for learned pairs.
-    """
+    """Return the loss of Hoelder-DPO, `-(1 + g) p^g + g p^(1 + g)`: DPO's gradient times g (1 + g) p^g (1 - p)."""
     p = torch.sigmoid(rho)
     return (-(1.0 + gamma) * p**gamma + gamma * p ** (1.0 + gamma)).mean()
 
@@ -61,7 +58,7 @@ def re_dpo_loss(
     for group in groups.unique().tolist():
         own, reliability = groups == group, state.get(group, eta)
         weight[own] = torch.sigmoid(rho.detach()[own] + math.log(reliability / (1.0 - reliability)))
-        state[group] = (1.0 - momentum) * reliability + momentum * weight[own].mean().item()
+        state[group] = min((1.0 - momentum) * reliability + momentum * weight[own].mean().item(), 1.0 - 1e-6)
     return -(weight.detach() * F.logsigmoid(rho) + (1.0 - weight.detach()) * F.logsigmoid(-rho)).mean()
 
 

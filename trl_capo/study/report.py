@@ -134,7 +134,7 @@ def plot_study(plan: StudyPlan, cells: Mapping[Key, Cell], folder: Path) -> dict
 def _over_noise(cells: Cells, noises: Sequence[str], styles: Styles, measure: str) -> Any:
     """Draw one group of markers per noise, and per method a marker with its 95 % interval; hollow with one seed."""
     label, unit = {"accuracy": ("reward accuracy, %", 100), "margin": ("mean margin", 1)}[measure]
-    figure, (axes,) = new_figure(max(WIDTH, 1.6 + 1.9 * len(noises)), HEIGHT)
+    figure, axes = new_figure(max(WIDTH, 1.6 + 1.9 * len(noises)), HEIGHT)
     for (noise, method), cell in cells.items():
         place = noises.index(noise) + 0.8 * ((list(styles).index(method) + 0.5) / len(styles) - 0.5)
         found = estimate(cell, measure)
