@@ -28,6 +28,11 @@ def test_what_cannot_be_used_is_refused_in_one_error(make_args, options, named):
         assert part in str(error.value)
 
 
+def test_label_smoothing_that_trl_ignores_is_a_warning_for_plain_dpo(make_args):
+    with pytest.warns(UserWarning, match="label_smoothing=0.2.*TRL ignores it there"):
+        make_args(label_smoothing=0.2, noise_rate=0)
+
+
 @pytest.mark.parametrize(("given", "meant"), [("0.25", 0.25), (0, 0), (0.5, 0.5), ("auto", "auto")])
 def test_noise_rate_may_be_text_as_on_a_command_line(make_args, given, meant):
     assert make_args(noise_rate=given).noise_rate == meant

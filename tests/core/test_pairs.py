@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import logged
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
 from oracles import COMMON, Oracle, expected_logs, load, same, weights
 
 from trl_capo import CAPOTrainer
@@ -22,7 +22,7 @@ SFT = {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 0.2]}
 
 
 @pytest.mark.parametrize("options", [{}, {"noise_rate": 0.0}, {"precompute_ref_log_probs": True}, SFT], ids=str)
-def test_every_loss_is_the_weighted_mean_over_its_pairs(make_args, model_dir, other_model_dir, pairs, options):
+def test_every_loss_is_the_weighted_mean_over_its_pairs(make_args, model_dir, other_model_dir, pairs, options, caplog):
     """With noise rate 0 that is weighted DPO. The SFT term is not weighted. The mean weight is logged."""
     args, oracle = make_args(**COMMON | options), Oracle(pairs, load(other_model_dir))
     sets = {"weighted": weighted(pairs.select(range(4))), "plain": pairs.select(range(4))}
@@ -36,6 +36,7 @@ def test_every_loss_is_the_weighted_mean_over_its_pairs(make_args, model_dir, ot
         expected = expected_logs(step, args.noise_rate, args, weight=torch.tensor(values))
         assert losses == pytest.approx(expected["loss"], rel=1e-4)
     assert logged(trainer, "capo/weight") == [0.8125, 1.5, 0.8125, 1.5]
+    assert "train_dataset: its column 'weight' changes the loss" in caplog.text
     assert max(logged(trainer, "capo/scale_max")) <= 1 / (1 - args.noise_rate)  # without the weight
     for name, weight in (("weighted", torch.tensor(WEIGHTS[:4])), ("plain", 1.0)):
         expected = expected_logs(oracle.steps[0], args.noise_rate, args, weight=weight)
@@ -121,6 +122,12 @@ def test_what_is_no_weight_is_refused_before_a_model_is_loaded(pairs, make_args,
 )
 def test_groups_are_named_by_the_columns_values(values, labels):
     assert find_groups(Dataset.from_dict({"language": values}), "auto", "data") == ("language", labels)
+
+
+def test_groups_of_a_class_label_have_its_names():
+    features = Features({"language": ClassLabel(names=["de", "sw"])})
+    data = Dataset.from_dict({"language": [1, 0, None]}, features=features)
+    assert find_groups(data, "auto", "data") == ("language", ["sw", "de", "(none)"])
 
 
 @pytest.mark.parametrize("values", [[["de", "sw"]], ["macro"], ["worst"], ["ties"]])

@@ -74,6 +74,9 @@ PROBLEMS = {
     "rejected is empty in 6 of 6 rows": changed(6, rejected=" \n"),
     "chosen equals rejected in 6 of 6 rows": changed(6, chosen="a", rejected="a"),
     "no prompt": changed(6, chosen="yes", rejected="no").remove_columns("prompt"),
+    "in 4 of 6 rows .*; rename the column 'question' to 'prompt'": changed(4, chosen="ab", rejected="b")
+    .rename_column("prompt", "question")
+    .map(lambda row: row if row["chosen"] == "ab" else row | {"rejected": row["chosen"] + "!"}),
 }
 
 
@@ -90,6 +93,35 @@ def test_what_is_wrong_with_some_rows_is_a_warning_with_their_numbers():
     assert check_pairs(equal.select([5, 0, 1]), "d") == ["d: chosen equals rejected in 1 of 3 rows (row 1)"]
 
 
+def turns(*texts: str) -> list[dict]:
+    return [{"role": role, "content": text} for role, text in zip(["user", "assistant"], texts, strict=False)]
+
+
+REPEATED = {
+    "text": lambda i: {"prompt": f"q{i} ", "chosen": f"q{i} yes", "rejected": f"q{i} no"},
+    "messages": lambda i: {
+        "prompt": turns(f"q{i}"),
+        "chosen": turns(f"q{i}", "yes"),
+        "rejected": turns(f"q{i}", "no"),
+    },
+    "mixed": lambda i: {"prompt": f"q{i}", "chosen": turns(f"q{i}", "yes"), "rejected": turns(f"q{i}", "no")},
+}
+
+
+@pytest.mark.parametrize("form", REPEATED)
+def test_a_prompt_that_all_answers_repeat_is_left_out(form, tmp_path, caplog):
+    """As in ultrafeedback_binarized. One answer that does not begin with its prompt keeps the column."""
+    rows = [REPEATED[form](index) for index in range(3)]
+    Dataset.from_list(rows).to_json(tmp_path / "pairs.jsonl")
+    data = load_pairs(str(tmp_path / "pairs.jsonl"))["train"]
+    assert data.column_names == ["chosen", "rejected"]
+    assert check_pairs(data, "train_dataset") == []
+    assert "train: all answers begin with their prompt" in caplog.text
+    rows[2]["rejected"] = rows[1]["rejected"]
+    Dataset.from_list(rows).to_json(tmp_path / "other.jsonl")
+    assert "prompt" in load_pairs(str(tmp_path / "other.jsonl"))["train"].column_names
+
+
 def test_messages_with_tool_calls_or_parts_are_read():
     call = {"type": "function", "function": {"name": "say", "arguments": "{}"}}
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "?"}]
@@ -97,3 +129,5 @@ def test_messages_with_tool_calls_or_parts_are_read():
     row["chosen"] = [{"role": "assistant", "content": None, "tool_calls": [call]}]
     empty = row | {"chosen": [{"role": "assistant", "content": None, "tool_calls": None}]}
     assert check_pairs(Dataset.from_list([row, empty]), "d") == ["d: chosen is empty in 1 of 2 rows (row 1)"]
+    calls = [{key: [{"role": "assistant", "tool_calls": [call]}] if key == "chosen" else row[key] for key in row}]
+    assert check_pairs(Dataset.from_list(calls), "d") == []

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from trl_capo.callbacks.preemption import last_complete_checkpoint
 from trl_capo.common.text import first_few
 from trl_capo.core.metrics import PairBatch, PairCallback
 from trl_capo.core.pairs import PAIR
@@ -36,19 +35,24 @@ class StopOnNonFinite(PairCallback):
     """
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._batches = []
+        self._batches, self._saved = [], state.global_step  # a resumed run starts from a checkpoint
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self._saved = state.global_step
 
     def on_pairs(self, args, state, control, batch: PairBatch, train_dataset=None, **kwargs) -> None:
         if batch.training:
             self._batches.append((non_finite(batch), batch, train_dataset))
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs) -> None:
         batches, self._batches = self._batches, []
         if _on_any_process(flags for flags, *_ in batches):
             found = gather_object([pair for part in batches for pair in _describe(*part)])
+            weights = "are no longer finite, because of an earlier step" if _spoilt(model) else "are still finite"
+            saved = f"last checkpoint is of step {self._saved}" if self._saved else "checkpoints: none yet"
             raise NonFiniteLoss(
                 f"step {state.global_step + 1}: {len(found)} of its pairs have values that are not finite: "
-                f"{first_few(found, 8, '; ')}. The last checkpoint is {last_complete_checkpoint(args.output_dir)}. "
+                f"{first_few(found, 8, '; ')}. The trained weights {weights}. This run's {saved}. "
                 "If the reference is affected, use bf16 or float32 instead of fp16. Otherwise lower the learning rate."
             )
 
@@ -59,10 +63,15 @@ class StopOnNonFinite(PairCallback):
     on_epoch_end = on_step_end
 
     def on_train_end(self, args, state, control, model, **kwargs) -> None:
-        trained = (weights.detach() for weights in model.parameters() if weights.requires_grad)
-        if _on_any_process(~(part.to_local() if isinstance(part, DTensor) else part).isfinite() for part in trained):
+        if _spoilt(model):
             problem = "the trained weights are not finite and are not saved, because a gradient was not"
             raise NonFiniteLoss(f"step {state.global_step}: {problem}. Lower the learning rate or max_grad_norm.")
+
+
+def _spoilt(model: torch.nn.Module) -> bool:
+    """Whether trained weights are not finite on any process; all processes call this together."""
+    trained = (weights.detach() for weights in model.parameters() if weights.requires_grad)
+    return _on_any_process(~(part.to_local() if isinstance(part, DTensor) else part).isfinite() for part in trained)
 
 
 def non_finite(batch: PairBatch) -> Tensor:
@@ -113,15 +122,11 @@ class TrainingHealth(TrainerCallback):
 
 def warning_signs(means: Mapping[str, float]) -> Iterator[str]:
     """Yield what is wrong with the logged means, and what to do. The study's runs stay clear of the thresholds."""
-    scale, rate, confidence = (means[f"capo/{name}"] for name in ("scale", "noise_rate", "confidence"))
+    rate, confidence = means["capo/noise_rate"], means["capo/confidence"]
     chosen, rejected = means["rewards/chosen"], means["rewards/rejected"]
     if means["capo/contradicted"] >= 0.95:
         yield "the model contradicts nearly all labels. Are chosen and rejected swapped? Is ref_model the right model?"
-    if rate > 0 and scale <= 0.05:
-        yield "nearly all labels are taken to be flipped. Lower noise_rate or raise confidence_temperature."
     if rate >= 0.05 and confidence >= 0.999:  # at lower rates, unknown pairs have confidences above 0.95 already
         yield "nearly all labels are trusted. The model may have memorised flipped ones: train for fewer epochs."
-    if means.get("capo/weight") == 0:
-        yield "all weights are 0, so nothing is learned. Look at the column `weight` of the data."
     if chosen <= -10.0 and rejected <= -10.0 and chosen <= rejected / 2:
         yield "the rewards of both answers fall (arXiv 2410.08847). Lower the learning rate, or add the loss_type sft."

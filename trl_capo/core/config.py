@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from dataclasses import dataclass, field
 
 from trl import DPOConfig
@@ -105,8 +106,7 @@ def _problems(args: CAPOConfig) -> list[str]:
     if args.padding_free and not args.disable_dropout:
         problems.append("padding_free=True, disable_dropout=False: a pair would share the dropout of its prompt.")
     if args.label_smoothing != 0 and not set(args.loss_type) & _SMOOTHED_LOSSES:
-        problems.append(
-            f"label_smoothing={args.label_smoothing!r}, loss_type={args.loss_type}: TRL ignores it there. For noisy "
-            "labels set noise_rate (CAPO), or loss_type='robust' with noise_rate=0 (robust DPO)."
-        )
+        given = f"label_smoothing={args.label_smoothing!r}, loss_type={args.loss_type}: TRL ignores it there."
+        text = f"{given} For noisy labels set noise_rate (CAPO), or loss_type='robust' with noise_rate=0 (robust DPO)."
+        problems.append(text) if args.noise_rate != 0 else warnings.warn(text, stacklevel=4)
     return problems

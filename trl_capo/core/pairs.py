@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from accelerate.logging import get_logger
+from datasets import ClassLabel, Dataset, IterableDataset
 from torch import Tensor
 
 PAIR, GROUP, WITNESS, WEIGHT, TRUSTED = "capo_pair", "capo_group", "capo_witness", "weight", "trusted"
 COLUMNS = {PAIR: torch.long, GROUP: torch.long, WEIGHT: torch.float32, TRUSTED: torch.bool, WITNESS: torch.float32}
 """The batch keys that neither the model nor DPOTrainer may see."""
 
+logger = get_logger(__name__)
 DEFAULT_COLUMN = "language"
 MISSING = "(none)"  # the group of pairs whose value is missing
 RESERVED = ("macro", "worst", "ties")  # metrics that stand beside the groups' own
@@ -44,7 +46,9 @@ def find_groups(
         if column is None or group_column == "auto":
             return None, None
         raise ValueError(f"{option}={column!r}: {name} has no such column, only {', '.join(map(repr, columns))}.")
-    values = dataset.with_format(None)[column][:]
+    values, feature = dataset.with_format(None)[column][:], dataset.features[column]
+    if isinstance(feature, ClassLabel):
+        values = [None if value is None else feature.int2str(value) for value in values]
     labels = [MISSING if value in (None, "") or value != value else str(value) for value in values]
     wrong = next((row for row, value in enumerate(values) if not isinstance(value, str | int | float | None)), None)
     if wrong is not None:
@@ -73,6 +77,8 @@ class PairIndex:
                 raise ValueError(f"{options}: {name} is a stream, and streams have neither groups nor a witness.")
             return datasets
         _check_numbers(datasets, name)
+        for column in {WEIGHT, TRUSTED} & set(datasets.column_names):
+            logger.warning(f"{name}: its column {column!r} changes the loss. Rename the column to turn this off.")
         labels = find_groups(datasets, self.group_column, name)[1] or []
         self.group_names += [label for label in dict.fromkeys(labels) if label not in self.group_names]
         number_of = {label: number for number, label in enumerate(self.group_names)}

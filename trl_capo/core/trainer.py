@@ -38,14 +38,14 @@ class CAPOTrainer(DPOTrainer):
     - Training logs also hold `capo/*` and, by group, `capo/noise_rate/<group>`, `rewards/accuracies/<group>` and
       `rewards/margins/<group>`; docs/metrics.md lists them.
     - Evaluation metrics are means over pairs: every pair counts once, for any batch size and number of processes,
-      whereas TRL averages the means of batches. Each key carries the name of its data set.
+      whereas TRL averages the means of batches. The keys are TRL's, and some more.
     - Callbacks that subclass `PairCallback` receive every micro-batch.
     - `padding_free=True`, which TRL 1.16 ignores, skips padding and computes each pair's common beginning once.
     - Data sets get the columns `capo_pair` and `capo_group`, and checkpoints hold the noise-rate estimate.
     - `args` that are not a `CAPOConfig` raise TypeError; groups or weights that cannot be used raise ValueError.
     """
 
-    _tag_names = ["trl", "capo"]
+    _tag_names = ["trl", "dpo", "capo"]
     _name = "CAPO"
     _paper = {
         "title": "CAPO: Confidence Aware Preference Optimization Learning for Multilingual Preferences",
@@ -54,9 +54,8 @@ class CAPOTrainer(DPOTrainer):
             @inproceedings{pokharel2025capo,
                 title     = {{CAPO: Confidence Aware Preference Optimization Learning for Multilingual Preferences}},
                 author    = {Rhitabrat Pokharel and Yufei Tao and Ameeta Agrawal},
-                year      = 2025,
                 booktitle = {Findings of the Association for Computational Linguistics: IJCNLP-AACL 2025},
-                pages     = {1144--1156},
+                year      = 2025, pages = {1144--1156},
                 url       = {https://arxiv.org/abs/2511.07691},
             }"""),
     }
@@ -212,16 +211,11 @@ class CAPOTrainer(DPOTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._capo_index.add_columns(eval_dataset, "eval_dataset")
-        # Transformers adds the names when it evaluates all named data sets, but not for one that is asked for by name.
-        if isinstance(eval_dataset, str) and not metric_key_prefix.endswith(f"_{eval_dataset}"):
-            metric_key_prefix = f"{metric_key_prefix}_{eval_dataset}"
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ):
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         self._capo_evaluation = PairMetrics(self.accelerator)
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         # DPOTrainer would log its means of batch means later, under `eval_`, whatever the data set's name is.
         metrics = {key: sum(values) / len(values) for key, values in self._metrics["eval"].items()}
         self._metrics["eval"].clear()

@@ -74,10 +74,9 @@ def clean(
             raise ValueError("weight: the data have such a column, or all weights would be 0. Leave the option out.")
         cleaned = cleaned.add_column(WEIGHT, weights.to_numpy())
     if rules.trusted:
-        known = cleaned[TRUSTED] if TRUSTED in cleaned.column_names else [False] * len(cleaned)
-        decided = np.isin(np.arange(len(cleaned)), [] if decisions is None else decisions.index)
-        cleaned = cleaned.remove_columns({TRUSTED} & set(cleaned.column_names))
-        cleaned = cleaned.add_column(TRUSTED, np.array(known, dtype=bool) | decided)
+        trusted = np.array(cleaned[TRUSTED] if TRUSTED in cleaned.column_names else [False] * len(cleaned), dtype=bool)
+        trusted[[] if decisions is None else decisions.index] = True
+        cleaned = cleaned.remove_columns({TRUSTED} & {*cleaned.column_names}).add_column(TRUSTED, trusted)
     return cleaned.select(kept), plan
 
 
@@ -149,8 +148,6 @@ def _run(argv: Sequence[str]) -> None:
     marks = pd.DataFrame({decision: plan["decision"] == decision for decision in DECISIONS})
     record = count_changes(data, dataset, marks, list(DECISIONS.values())) | asdict(args)
     record["fingerprint"] = fingerprint(dataset)
-    if args.weight:
-        print(f"Mean weight of the {len(cleaned):,} pairs that are left: {np.mean(cleaned[WEIGHT]):.3f}.")
     if "suspects" in tables and plan["score"].isna().any():
         print(f"{plan['score'].isna().sum():,} of {len(plan):,} pairs have no score; no rule applies to them.")
     changed = plan[plan["decision"] != "keep"].reset_index()

@@ -4,7 +4,7 @@ A stream is checked by its first rows, since it can be read only once.
 """
 
 import dataclasses
-import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +20,12 @@ from trl import DatasetMixtureConfig, get_dataset
 
 from trl_capo.common.text import first_few
 
+logger = logging.getLogger(__name__)
+
 STREAM_ROWS = 100
 BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"}
 _BATCH = 10_000
-_COLUMNS = ("prompt", "chosen", "rejected")
+_COLUMNS, _PROMPT_LIKE = ("prompt", "chosen", "rejected"), ("question", "instruction", "input", "query")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -36,15 +38,33 @@ def load_pairs(name: str, *, config: str | None = None, streaming: bool = False,
     path = Path(name).expanduser()
     with _readable(f"{option}={name!r}"):
         if path.is_file():
-            return datasets.load_dataset(_builder(path), data_files=str(path), streaming=streaming)
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            splits = datasets.load_dataset(_builder(path), data_files=str(path), streaming=streaming)
+        elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             saved = datasets.load_from_disk(str(path))
-            return saved if isinstance(saved, Mapping) else datasets.DatasetDict(train=saved)
-        if path.is_dir():
-            return datasets.load_dataset(str(path.resolve()), config, streaming=streaming)
-        if path.suffix in (*BUILDERS, *_COMPRESSED) or name.startswith((".", "/", "~")):
+            splits = saved if isinstance(saved, Mapping) else datasets.DatasetDict(train=saved)
+        elif path.is_dir():
+            splits = datasets.load_dataset(str(path.resolve()), config, streaming=streaming)
+        elif path.suffix in (*BUILDERS, *_COMPRESSED) or name.startswith((".", "/", "~")):
             raise FileNotFoundError("there is no such file or folder")
-        return datasets.load_dataset(name, config, streaming=streaming)
+        else:
+            splits = datasets.load_dataset(name, config, streaming=streaming)
+    return type(splits)({split: _without_repeated_prompt(rows, split) for split, rows in splits.items()})
+
+
+def _without_repeated_prompt(rows: Any, split: str) -> Any:
+    """Drop the column `prompt` if all answers begin with it, since they are whole conversations then."""
+    if isinstance(rows, Dataset) and {*_COLUMNS} <= {*rows.column_names}:
+        texts = rows.select_columns(list(_COLUMNS)).with_format(None)
+        if len(rows) and all(_continues(row["prompt"], row[side]) for row in texts for side in _COLUMNS[1:]):
+            logger.warning(f"{split}: all answers begin with their prompt, so the column `prompt` is left out.")
+            return rows.remove_columns("prompt")
+    return rows
+
+
+def _continues(prompt: Any, answer: Any) -> bool:
+    if isinstance(prompt, str) and isinstance(answer, list):
+        prompt = answer[:1] if answer and answer[0].get("content") == prompt else None
+    return bool(prompt and answer) and len(answer) > len(prompt) and answer[: len(prompt)] == prompt
 
 
 def select_split(splits: Mapping[str, Any], split: str, option: str) -> Dataset | IterableDataset:
@@ -68,6 +88,7 @@ def load_mixture(dataset_args: DatasetMixtureConfig, seed: int) -> Mapping[str, 
             file = {"path": _builder(path), "data_files": str(path)} if path.is_file() else {}
             entries.append(dataclasses.replace(entry, **file))
         mixture = get_dataset(DatasetMixtureConfig(entries, streaming))
+    mixture = type(mixture)({split: _without_repeated_prompt(rows, split) for split, rows in mixture.items()})
     if size is None:
         return mixture
     with _readable(f"test_split_size={size}"):
@@ -100,9 +121,7 @@ def check_pairs(dataset: Dataset | IterableDataset, name: str) -> list[str]:
     `chosen`, `rejected` and usually `prompt` must all be text, or all lists of messages.
     """
     if isinstance(dataset, IterableDataset):
-        rows = [{key: value for key, value in row.items() if key in _COLUMNS} for row in dataset.take(STREAM_ROWS)]
-        features = dataset.features and rows and datasets.Features({key: dataset.features[key] for key in rows[0]})
-        dataset = Dataset.from_list(rows, features or None)
+        dataset = Dataset.from_list(list(dataset.take(STREAM_ROWS)))
     _check_columns(dataset, name)
     columns, found = [column for column in _COLUMNS if column in dataset.column_names], {}
     for number, batch in enumerate(dataset.select_columns(columns).with_format("arrow").iter(_BATCH)):
@@ -113,8 +132,11 @@ def check_pairs(dataset: Dataset | IterableDataset, name: str) -> list[str]:
     errors, warnings = [], []
     for problem, indices in found.items():
         if indices:
+            asks = [name for name in _PROMPT_LIKE if name in dataset.column_names and "no prompt" in problem]
             line = f"{problem} in {len(indices):,} of {len(dataset):,} rows (row {first_few(indices)})"
-            (errors if "null" in problem or len(indices) == len(dataset) else warnings).append(line)
+            line += f"; rename the column {asks[0]!r} to 'prompt'" if asks else ""
+            is_error = "null" in problem or len(indices) >= (0.5 if asks else 1) * len(dataset)
+            (errors if is_error else warnings).append(line)
     if errors:
         raise ValueError(f"{name} cannot be used: {'; '.join(errors)}.")
     return [f"{name}: {line}" for line in warnings]
@@ -136,7 +158,8 @@ def _format(feature: Any) -> str:
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         return "text"
     message = feature.feature if isinstance(feature, List | LargeList) else None
-    return "messages" if isinstance(message, Mapping) and {"role", "content"} <= set(message) else str(feature)
+    is_message = isinstance(message, Mapping) and "role" in message and {"content", "tool_calls"} & set(message)
+    return "messages" if is_message else str(feature)
 
 
 def _row_problems(texts: Mapping[str, pa.Array]) -> Iterator[tuple[str, pa.Array]]:
@@ -152,13 +175,9 @@ def _row_problems(texts: Mapping[str, pa.Array]) -> Iterator[tuple[str, pa.Array
 
 
 def _join(lists: pa.Array) -> pa.Array:
-    """Return (B,) text, the joined contents of each row's messages."""
-    messages = lists.flatten()
-    if {(field.name, field.type) for field in messages.type} == {("role", pa.string()), ("content", pa.string())}:
-        contents = messages.field("content").fill_null("")
-    else:
-        kept = ({key: part for key, part in turn.items() if key != "role" and part} for turn in messages.to_pylist())
-        contents = pa.array([json.dumps(own, sort_keys=True, default=str) if own else "" for own in kept], pa.string())
-    lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
-    offsets = pa.array(np.append(0, lengths.cumsum()), pa.int32())
-    return pc.if_else(lists.is_null(), None, pc.binary_join(pa.ListArray.from_arrays(offsets, contents), "\n"))
+    """Return (B,) text: what the messages of each row hold besides their roles."""
+    texts = (
+        turns and [str(part) for turn in turns for key, part in turn.items() if key != "role" and part]
+        for turns in lists.to_pylist()
+    )
+    return pa.array([None if parts is None else "\n".join(parts) for parts in texts], pa.string())

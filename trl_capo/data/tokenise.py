@@ -90,7 +90,7 @@ def measure_lengths(
 
 
 def _characters(answer: Any) -> int:
-    return len(answer) if isinstance(answer, str) else sum(len(message["content"] or "") for message in answer)
+    return len(answer) if isinstance(answer, str) else sum(len(message.get("content") or "") for message in answer)
 
 
 def _summary(lengths: pd.DataFrame, limit: float) -> dict[str, float]:
