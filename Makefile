@@ -28,7 +28,7 @@ demo/output/metrics.json: configs/quickstart_evaluate.yaml demo/trained
 
 # This takes hours on a CPU. It resumes, and starts from the runs in docs/study/runs.tar.gz.
 study: .venv/demo-gemma
-	$(BIN)/python scripts/demo/build_demo.py --model gemma --held_out 0.15 --output_dir demo/study
+	$(BIN)/python scripts/demo/build_demo.py --model gemma --held_out 0.29 --output_dir demo/study
 	mkdir -p demo/study/runs
 	tar -xzf docs/study/runs.tar.gz -C demo/study/runs --skip-old-files
 	$(BIN)/trl-capo study --config configs/study/demo.yaml --jobs 2

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,16 +72,6 @@ def build_model(folder: Path, name: str, data: Path, data_settings: dict) -> Non
     build_part(folder, settings, lambda path: demo_model.write_model(path, name, chats))
 
 
-def print_summary(data: Path) -> None:
-    """Print the number of pairs per language and split."""
-    rows = {split: demo_data.read_split(data / f"{split}.jsonl") for split in demo_data.SPLITS}
-    counts = {split: Counter(row["language"] for row in own) for split, own in rows.items()}
-    print(f"\n{'language':<20}" + "".join(f"{split:>12}" for split in counts))
-    for language, (name, _) in demo_data.LANGUAGES.items():
-        print(f"{name:<20}" + "".join(f"{own[language]:>12}" for own in counts.values()))
-    print(f"{'all':<20}" + "".join(f"{own.total():>12}" for own in counts.values()))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("demo"))
@@ -99,7 +88,6 @@ def main() -> None:
         build_model(args.output_dir / "model", args.model, args.output_dir / "data", settings)
     except (ModuleNotFoundError, FileExistsError) as error:
         sys.exit(f"build_demo: {error}")
-    print_summary(args.output_dir / "data")
 
 
 if __name__ == "__main__":

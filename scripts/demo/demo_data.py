@@ -3,7 +3,8 @@
 The system turn names a language, the user's turn is an English message, `chosen` is the human translation, and
 `rejected` is a hard negative: `other_message` is the human translation into the same language of another message of
 similar length, `wrong_language` is the right message in a related language, and `english` is the message itself, as if
-a model had answered in English. All are fluent human text, so a model cannot win by fluency alone. The data have a free licence (BSD) and need no model hub.
+a model had answered in English. All are fluent human text, so a model cannot win by fluency alone. The data have a
+free licence (BSD) and need no model hub.
 
 Messages that nearly agree ("Enter a valid IPv4 address." and "... IPv6 address.") or that share a translation form a
 group. A group lies in one split as a whole, and the negatives of a pair come from its split. All draws hash the seed,

@@ -147,6 +147,7 @@ SAME_AS_DPO = [
     {"f_divergence_type": "js_divergence"},
     {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 0.3]},
     {"use_weighting": True},
+    {"gradient_accumulation_steps": 2, "gradient_checkpointing": True},
 ]
 
 

@@ -22,9 +22,8 @@ class CAPOConfig(DPOConfig):
             to the order of random numbers). `0.5` trusts a label exactly as far as the model agrees with it. `"auto"`
             estimates the rate of every group while training, in the first epoch (docs/method.md).
         witness (`str`, *optional*, defaults to `"none"`):
-            With `"auto"`, evidence about labels, whose worth is learned for every group: a column of numbers that are
-            positive where they speak for the label, or NAME if the data have NAME_chosen and NAME_rejected, such as
-            `pmi`, which `trl-capo annotate` writes, or `score`. `"reference"` is the reference model's margin.
+            With `"auto"`, evidence about labels: a column of numbers that are positive where they speak for the label,
+            NAME for the difference of NAME_chosen and NAME_rejected, or `"reference"`, the reference model's margin.
         confidence_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature tau > 0 of the confidence, in units of reward. `1` is the Bradley-Terry model that DPO assumes,
             smaller values give up on contradicted pairs sooner, and a large one gives every pair the scale 1.

@@ -145,7 +145,7 @@ class CAPOTrainer(DPOTrainer):
         if self.args.asks_reference:
             tokens = sum(inputs["completion_mask"].sum(dim=1).chunk(2)).clamp(min=1)
             witness = torch.asinh(((ref_chosen - ref_rejected).float() / tokens.sqrt()).nan_to_num(0.0, 0.0, 0.0))
-        rate, group_rate, label_weight = self._capo_noise_rates(groups, pairs, trusted, witness)
+        rate, label_weight, group_rate = self._capo_noise_rates(groups, pairs, trusted, witness)
         parameters = {"noise_rate": rate, "temperature": self.args.confidence_temperature}
         losses, scale = capo_loss(rho, **parameters, label_weight=label_weight)
         losses = losses if weights is None else weights * losses
@@ -163,16 +163,15 @@ class CAPOTrainer(DPOTrainer):
         return dpo_loss + self._capo_sigmoid_weight * (losses + F.logsigmoid(rho)).mean()
 
     def _capo_noise_rates(self, groups: Tensor, pairs, trusted: Tensor, witness: Tensor) -> tuple[Tensor, ...]:
-        """Return each pair's noise rate, its group's rate and its label weight, (B,) each."""
+        """Return each pair's noise rate, its label weight and its group's noise rate, (B,) each."""
         estimator, ones = self.noise_rate_estimator, torch.ones_like(witness)
         if estimator is None:
             rate = self.args.noise_rate * ones
-            return rate.masked_fill(trusted, 0.0), rate, ones
+            return rate.masked_fill(trusted, 0.0), ones, rate
         group_rate = estimator.group_rates(groups)
         if not self.model.training:
-            return group_rate, group_rate, ones
-        rate, label_weight = estimator.pair_rates(groups, pairs, trusted, witness)
-        return rate, group_rate, label_weight
+            return group_rate, ones, group_rate
+        return *estimator.pair_rates(groups, pairs, trusted, witness), group_rate
 
     def _capo_report(self, batch: PairBatch, trusted: Tensor, witness: Tensor) -> None:
         (self._capo_window if batch.training else self._capo_evaluation).add(batch)
@@ -213,9 +212,11 @@ class CAPOTrainer(DPOTrainer):
             eval_dataset = self._capo_index.add_columns(eval_dataset, "eval_dataset")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
         self._capo_evaluation = PairMetrics(self.accelerator)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         # DPOTrainer would log its means of batch means later, under `eval_`, whatever the data set's name is.
         metrics = {key: sum(values) / len(values) for key, values in self._metrics["eval"].items()}
         self._metrics["eval"].clear()
