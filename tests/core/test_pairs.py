@@ -126,8 +126,8 @@ def test_groups_are_named_by_the_columns_values(values, labels):
 
 def test_groups_of_a_class_label_have_its_names():
     features = Features({"language": ClassLabel(names=["de", "sw"])})
-    data = Dataset.from_dict({"language": [1, 0, None]}, features=features)
-    assert find_groups(data, "auto", "data") == ("language", ["sw", "de", "(none)"])
+    data = Dataset.from_dict({"language": [1, 0, None, -1]}, features=features)
+    assert find_groups(data, "auto", "data") == ("language", ["sw", "de", "(none)", "(none)"])
 
 
 @pytest.mark.parametrize("values", [[["de", "sw"]], ["macro"], ["worst"], ["ties"]])

@@ -48,7 +48,7 @@ def find_groups(
         raise ValueError(f"{option}={column!r}: {name} has no such column, only {', '.join(map(repr, columns))}.")
     values, feature = dataset.with_format(None)[column][:], dataset.features[column]
     if isinstance(feature, ClassLabel):
-        values = [None if value is None else feature.int2str(value) for value in values]
+        values = [None if value in (None, -1) else feature.int2str(value) for value in values]  # -1: no label
     labels = [MISSING if value in (None, "") or value != value else str(value) for value in values]
     wrong = next((row for row, value in enumerate(values) if not isinstance(value, str | int | float | None)), None)
     if wrong is not None:
