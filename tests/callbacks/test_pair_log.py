@@ -52,17 +52,18 @@ def test_every_row_agrees_with_an_oracle(model_dir, other_model_dir, make_args, 
     assert [row["step"] for row in found] == [step for step in range(1, 9) for _ in range(2 if step == 6 else 4)]
     assert [row["epoch"] for row in found] == [0] * 22 + [1] * 8
     assert sorted(row["pair"] for row in found[:22]) == list(range(22))
+    mean_scales: dict[tuple, float] = {}  # the same for all pairs of a group in a step
     for row in found:
         chosen, rejected, ref_chosen, ref_rejected = scores[row["pair"]]
-        rho, rate, group_rate = row["relative_reward"], row["noise_rate"], row["group_noise_rate"]
+        rho, rate = row["relative_reward"], row["noise_rate"]
         assert row["group"] == rows[row["pair"]]["language"]
         assert (row["chosen_logps"], row["rejected_logps"]) == pytest.approx((chosen, rejected), rel=1e-4)
         assert row["reference_margin"] == pytest.approx(ref_chosen - ref_rejected, rel=1e-4, abs=1e-3)
         assert rho == pytest.approx(BETA * (chosen - ref_chosen - rejected + ref_rejected), rel=1e-4, abs=1e-3)
         p = 1 / (1 + math.exp(-rho))
         assert row["confidence"] == pytest.approx((1 - rate) * p / ((1 - rate) * p + rate * (1 - p)), rel=1e-4)
-        label_weight = (1 - 2 * rate) / max(1 - 2 * group_rate, 0.2)
-        assert row["scale"] == pytest.approx(label_weight * row["confidence"] / (1 - rate), rel=1e-4, abs=1e-6)
+        mean_scale = (1 - 2 * rate) * row["confidence"] / (1 - rate) / row["scale"]
+        assert mean_scale == pytest.approx(mean_scales.setdefault((row["step"], row["group"]), mean_scale), rel=1e-4)
     rates = [[row["noise_rate"] for row in found if row["step"] == step] for step in range(1, 9)]
     assert logged(trainer, "capo/noise_rate") == pytest.approx([sum(part) / len(part) for part in rates], rel=1e-5)
 

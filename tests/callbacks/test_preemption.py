@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CPU_ARGUMENTS
-from golden_cases import Terminate
+from transformers import TrainerCallback
 
 from trl_capo import CAPOConfig, CAPOTrainer, CheckpointOnSigterm
 from trl_capo.callbacks.preemption import last_complete_checkpoint
@@ -16,6 +16,18 @@ from trl_capo.callbacks.preemption import last_complete_checkpoint
 OPTIONS = {"max_steps": 6, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
 OPTIONS |= {"eval_strategy": "steps", "eval_steps": 2}
 BEST = {"metric_for_best_model": "rewards/margins", "greater_is_better": False, "save_total_limit": 1}
+
+
+class Terminate(TrainerCallback):
+    """Sends this process SIGTERM at an event of a step, and keeps the steps at which a checkpoint is saved."""
+
+    def __init__(self, event: str, step: int) -> None:
+        send = signal.raise_signal
+        setattr(self, event, lambda args, state, *_, **__: send(signal.SIGTERM) if state.global_step == step else None)
+        self.saved = []
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self.saved.append(state.global_step)
 
 
 def train(model_dir, args, pairs, *callbacks, resume=None) -> CAPOTrainer:

@@ -38,8 +38,7 @@ class KeepEstimates(TrainerCallback):
     """Keeps at each step's start the estimator's state, and by language (None: all pairs) the rest."""
 
     def __init__(self, trainer) -> None:
-        self.trainer, self.states, self.rates, self.slopes, self.temperatures = trainer, [], [], [], []
-        self.means: list[dict] = []
+        self.trainer, self.states, self.rates, self.slopes, self.temperatures, self.means = trainer, [], [], [], [], []
 
     def on_step_begin(self, *_, **__) -> None:
         estimator = self.trainer.noise_rate_estimator
