@@ -18,8 +18,10 @@ from trl_capo.study.plan import StudyPlan
 from trl_capo.study.results import ALL, Cell, estimate, read_cells
 
 
-def text(cell: Cell, group: str, base: Cell) -> str:
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in estimate(cell, "accuracy", group, base)))
+def text(cell: Cell, group: str, base: Cell | None) -> str:
+    """Return the difference from `base`, or the accuracy without one."""
+    form = "{:.1f} [{:.1f}, {:.1f}]" if base is None else "{:+.1f} [{:+.1f}, {:+.1f}]"
+    return form.format(*(100 * value for value in estimate(cell, "accuracy", group, base)))
 
 
 def main() -> None:
@@ -36,12 +38,8 @@ def main() -> None:
         print("|---" * (len(groups) + 2) + "|")
         for (epochs, noise, method), cell in found.items():
             base = found.get((epochs, noise, plan.baseline))
-            if method == plan.baseline or base is None:
-                accuracy = [f"{100 * cell.values('accuracy')[:, cell.member(group)].mean():.1f}" for group in groups]
-                print(f"| {noise}, {epochs:g} ep., {method} | {len(cell.seeds)} | " + " | ".join(accuracy))
-            else:
-                differences = " | ".join(text(cell, group, base) for group in groups)
-                print(f"| {noise}, {epochs:g} ep., {method} | {len(cell.seeds)} | {differences}")
+            values = [text(cell, group, None if base is cell else base) for group in groups]
+            print(f"| {noise}, {epochs:g} ep., {method} | {len(cell.seeds)} | {' | '.join(values)} |")
 
 
 if __name__ == "__main__":

@@ -47,4 +47,4 @@ class KeepEstimates(TrainerCallback):
         names = [None, *estimator.group_names]
         self.rates.append(dict(zip(names, estimator.noise_rates.tolist(), strict=True)))
         self.slopes.append(dict(zip(names, estimator._slopes.tolist(), strict=True)))
-        self.means.append(dict(zip(names, estimator._mean_scales().tolist(), strict=True)))
+        self.means.append(dict(zip(names, estimator._mean_scales(torch.arange(len(names)) - 1).tolist(), strict=True)))

@@ -95,13 +95,13 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         first = torch.zeros_like(witness) if pairs is None else self._first_log_odds[pairs].float().nan_to_num()
         log_odds = first + self._slopes[rows] * witness
         rates = torch.sigmoid(torch.logit(self.noise_rates[rows]) - log_odds).clamp(max=0.5).masked_fill(trusted, 0.0)
-        return rates, (1.0 - 2.0 * rates) / self._mean_scales()[rows]
+        return rates, (1.0 - 2.0 * rates) / self._mean_scales(groups)
 
-    def _mean_scales(self) -> Tensor:
-        """Return the running mean m of each row's scales before they are divided by it, (1 + G,)."""
-        scales, pairs = self._scale_sums.unbind(dim=1)
+    def _mean_scales(self, groups: Tensor) -> Tensor:
+        """Return the running mean m of the scales of each pair's group before they are divided by it, (B,)."""
+        rows, (scales, pairs) = self._rows(groups), self._scale_sums.unbind(dim=1)
         mean = (scales + PRIOR_PAIRS * (1.0 - 2.0 * self.noise_rates)) / (pairs + PRIOR_PAIRS)
-        return mean.clamp(min=MIN_MEAN_SCALE)
+        return mean.clamp(min=MIN_MEAN_SCALE)[rows]
 
     def add(
         self, rho: Tensor, scale: Tensor, groups: Tensor, pairs: Tensor | None, trusted: Tensor, witness: Tensor
@@ -123,7 +123,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         (groups, pairs, trusted), (rho, scale, witness) = numbers.unbind(dim=1), values.unbind(dim=1)
         trusted, known = trusted > 0, rho.isfinite()
         scale, witness = (torch.where(known, value, 0.0) for value in (scale, witness))
-        scale = scale * self._mean_scales()[self._rows(groups)]
+        scale = scale * self._mean_scales(groups)
         rows = torch.arange(-1, len(self.group_names), device=rho.device)[:, None]
         member = ((rows == -1) | (rows == groups)).to(rho.dtype)  # (1 + G, B)
         added = member @ torch.stack([scale, known.to(rho.dtype)], dim=1)

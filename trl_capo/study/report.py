@@ -74,7 +74,7 @@ def _tables(plan: StudyPlan, cells: Cells) -> list[str]:
 
 def _text(cell: Cell, base: Cell | None, measure: str, form: str, equality: Any, worst: bool) -> str | None:
     """Format what a table shows of a cell; None if there is nothing to show."""
-    if equality is not None and (base is None or (base is cell)):
+    if equality is not None and (base is None or base is cell):
         return None
     base = None if equality is None else base
     group = worst_group(base or cell) if worst else ALL
