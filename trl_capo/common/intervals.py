@@ -57,7 +57,7 @@ class Estimate(NamedTuple):
 
 
 def percentile_estimate(value: float, draws: np.ndarray) -> Estimate:
-    """Return a value with the percentile interval of its bootstrap draws, some of which may be infinite."""
+    """Return a value with the percentile interval of its bootstrap draws, which may be infinite."""
     return Estimate(float(value), *np.quantile(draws, [0.025, 0.975], method="inverted_cdf").tolist())
 
 

@@ -32,7 +32,7 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 def load_pairs(name: str, *, config: str | None = None, streaming: bool = False, option: str = "dataset_name") -> dict:
     """Load the splits of a data set; raise ValueError if nothing can be found or read there.
 
-    `name` is a hub name (of which `config` is a configuration), a folder of data files or of `save_to_disk`, or a
+    `name` is a hub name (`config` selects a configuration), a folder of data files or of `save_to_disk`, or a
     file, also a compressed one, whose split is `train`. `option` is what messages call it.
     """
     path = Path(name).expanduser()
@@ -163,7 +163,7 @@ def _format(feature: Any) -> str:
 
 
 def _row_problems(texts: Mapping[str, pa.Array]) -> Iterator[tuple[str, pa.Array]]:
-    """Yield what can be wrong with a row, and the (B,) mask of the rows of which it is true."""
+    """Yield what can be wrong with a row, and the (B,) mask of the rows that have this fault."""
     for column, text in texts.items():
         yield f"{column} is null", text.is_null()
     for column in ("chosen", "rejected"):
