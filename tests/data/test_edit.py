@@ -8,7 +8,7 @@ from datasets import Dataset
 from preference_rows import make_data, standard
 
 from trl_capo.data import edit
-from trl_capo.data.edit import EditArguments, double_letter, replace_answers, swap_answers
+from trl_capo.data.edit import EditArguments, replace_chosen, swap_answers
 
 ROWS = np.array([1, 4, 5])
 
@@ -24,10 +24,10 @@ def test_a_swap_moves_all_columns_that_are_named_after_the_answers():
 
 def test_what_describes_a_replaced_answer_becomes_null():
     data = Dataset.from_list([standard(index) | {"chosen_rating": 5, "rejected_rating": 1} for index in range(8)])
-    changed = replace_answers(data, "rejected", ROWS, ["a", "b", "c"])
-    assert changed["rejected"][4:6] == ["b", "c"]
-    assert changed["rejected_rating"][:] == [1, None, 1, 1, None, None, 1, 1]
-    assert changed["chosen_rating"][:] == [5] * 8
+    changed = replace_chosen(data, ROWS, ["a", "b", "c"])
+    assert changed["chosen"][4:6] == ["b", "c"]
+    assert changed["chosen_rating"][:] == [5, None, 5, 5, None, None, 5, 5]
+    assert changed["rejected_rating"][:] == [1] * 8
 
 
 @pytest.mark.parametrize("arguments", ["{}", {"word": 1}], ids=["text", "mapping"])
@@ -40,23 +40,6 @@ def test_answers_whose_messages_have_other_keys_are_swapped_whole(arguments):
     assert swapped[1]["chosen"] == [{"role": "assistant", "content": "no", "tool_calls": None}]
     assert swapped[0]["chosen"] == row["chosen"]
     assert swap_answers(swapped, ROWS)["rejected"][:] == [swapped[0]["rejected"]] * 8
-
-
-@pytest.mark.parametrize("text", ["मेरा नाम हिन्दी है", "مرحبا بالعالم", "日本語のテキスト", " x ", "👍", "..."])
-def test_a_doubled_letter_is_one_of_the_text_in_every_script(text):
-    letters = [index for index, letter in enumerate(text) if letter.isalnum()]
-    letters = letters or [index for index, letter in enumerate(text) if not letter.isspace()]
-    doubled = {double_letter(text, place) for place in np.linspace(0, 0.999, 200)}
-    assert doubled == {text[:index] + text[index] + text[index:] for index in letters}
-
-
-def test_only_the_last_answer_of_the_assistant_changes_and_a_tool_call_has_no_letter():
-    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant", "tool")]
-    assert double_letter(turns, 0.0) == [*turns[:3], {"role": "assistant", "content": "aassistant"}, turns[4]]
-    parts = [{"role": "assistant", "content": [{"type": "text", "text": "b"}, {"type": "image", "text": None}]}]
-    assert double_letter(parts, 0.0)[0]["content"] == [{"type": "text", "text": "bb"}, {"type": "image", "text": None}]
-    assert double_letter([{"role": "assistant", "content": None, "tool_calls": ["x"]}], 0.5) is None
-    assert double_letter("  ", 0.5) is None
 
 
 def test_a_data_set_is_never_written_over_something_and_appears_whole_or_not_at_all(tmp_path, monkeypatch):

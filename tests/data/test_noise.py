@@ -40,7 +40,7 @@ def test_is_noisy_is_true_exactly_for_the_rows_that_changed(kind, form):
     if not kind.startswith("flip") and "prompt" not in before.column_names:
         before = before.map(extract_prompt)
     assert after.column_names == [*before.column_names, "is_noisy"]
-    kept = {"flip": (), "flip_ambiguous": (), "near_tie": ("chosen",), "wrong_language": ("rejected",)}[kind]
+    kept = {"flip": (), "flip_ambiguous": (), "wrong_language": ("rejected",)}[kind]
     for old, new in zip(before, after, strict=True):
         noisy = new.pop("is_noisy")
         assert noisy == (new != old)
@@ -65,7 +65,7 @@ def test_a_row_is_drawn_by_the_seed_and_its_number_alone(data):
     """The draws are those of NumPy's generator, whatever the kind, the other rows and their answers."""
     draws = np.random.default_rng(np.random.SeedSequence(7, spawn_key=(0,))).random(ROWS)
     expected = set(np.flatnonzero(draws < 0.3).tolist())
-    for kind in ("flip", "near_tie", "wrong_language"):
+    for kind in ("flip", "wrong_language"):
         assert noisy_rows(inject(data, kind, 0.3, seed=7)) == expected
     assert noisy_rows(inject(data.shuffle(seed=0), "flip", 0.3, seed=7)) == expected
     numbered = data.add_column("group", [[1, 2, None][row % 3] for row in range(ROWS)])

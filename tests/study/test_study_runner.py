@@ -124,7 +124,7 @@ def test_trusted_pairs_have_their_labels_back():
         assert row["is_noisy"] == (new["is_noisy"] and not mark)
     assert shares["de"] == pytest.approx(np.mean([row["is_noisy"] for row in train if row["language"] == "de"]))
     with pytest.raises(ValueError, match="trusted=4 needs"):
-        add_noise(data, settings | {"inject": inject | {"kind": "near_tie"}})
+        add_noise(data, settings | {"inject": inject | {"kind": "wrong_language"}})
 
 
 @pytest.mark.slow

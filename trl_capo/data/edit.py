@@ -44,13 +44,12 @@ def swap_answers(dataset: Dataset, rows: np.ndarray) -> Dataset:
     return _replace_rows(dataset, rows, dataset.select(rows).rename_columns(partners))
 
 
-def replace_answers(dataset: Dataset, side: str, rows: np.ndarray, answers: list) -> Dataset:
-    """Replace `chosen` or `rejected` in the (R,) rows; other columns that belong to the answer become null there."""
-    pairs, changed = _paired_columns(dataset), dataset.select(rows)
-    for name in pairs if side == "chosen" else pairs.values():
-        values = answers if name == side else [None] * len(rows)
-        feature = dataset.features["chosen" if name == side else name]
-        changed = changed.remove_columns(name).add_column(name, values, feature=feature)
+def replace_chosen(dataset: Dataset, rows: np.ndarray, answers: list) -> Dataset:
+    """Replace `chosen` in the (R,) rows; the other columns that belong to the chosen answer become null there."""
+    changed = dataset.select(rows)
+    for name in _paired_columns(dataset):
+        values = answers if name == "chosen" else [None] * len(rows)
+        changed = changed.remove_columns(name).add_column(name, values, feature=dataset.features[name])
     return _replace_rows(dataset, rows, changed)
 
 
@@ -67,23 +66,6 @@ def _replace_rows(dataset: Dataset, rows: np.ndarray, changed: Dataset) -> Datas
     order[rows] = len(dataset) + np.arange(len(rows))
     parts = [part if part.features == features else part.cast(features) for part in parts]
     return concatenate_datasets(parts).select(order)
-
-
-def double_letter(answer: Any, place: float) -> str | list[Mapping[str, Any]] | None:
-    """Double a letter of text, or of the last message of the assistant with text; return None if there is no text.
-
-    A doubled letter survives merged spaces and works in every script. `place`, in [0, 1), chooses the letter.
-    """
-    if isinstance(answer, str):
-        letters = [index for index, letter in enumerate(answer) if letter.isalnum()]
-        letters = letters or [index for index, letter in enumerate(answer) if not letter.isspace()]
-        index = letters[int(place * len(letters))] if letters else 0
-        return answer[: index + 1] + answer[index:] if letters else None
-    for index, message in reversed(list(enumerate(answer or []))):
-        key = "content" if "role" in message else "text"  # of a message, or of a part of its content
-        if message.get("role", "assistant") == "assistant" and (changed := double_letter(message.get(key), place)):
-            return [*answer[:index], message | {key: changed}, *answer[index + 1 :]]
-    return None
 
 
 def load_splits(data: EditArguments) -> tuple[Mapping[str, Any], Dataset]:

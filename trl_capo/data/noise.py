@@ -28,7 +28,7 @@ from trl_capo.data.load import check_pairs
 logger = logging.getLogger(__name__)
 
 Rate = float | Mapping[str, float]
-KINDS = ("flip", "flip_ambiguous", "near_tie", "wrong_language")
+KINDS = ("flip", "flip_ambiguous", "wrong_language")
 IS_NOISY = "is_noisy"
 AMBIGUITY = 2.0  # fall of the log-odds of a flip over one mean |score|
 _RATE = 'share of the pairs to change, in [0, 1), or one per group as JSON: \'{"sw": 0.4, "*": 0.1}\''
@@ -46,11 +46,10 @@ def inject_noise(
 ) -> Dataset:
     """Change a share of the pairs, and add the column `is_noisy`, which is true exactly for the pairs that changed.
 
-    The kind "flip" swaps chosen and rejected; "flip_ambiguous" prefers pairs with a small |score|; "near_tie" makes
-    rejected a copy of chosen with one letter doubled; "wrong_language" takes chosen from another group. The last two
-    make an implicit prompt a column. `rate` is the share of the pairs to change, in [0, 1), or a mapping from groups
-    to shares; "*" stands for all groups that are not named, which otherwise do not change. `group_column` is "auto"
-    for `language` if there is one, or None; only "flip_ambiguous" has a `score_column`.
+    The kind "flip" swaps chosen and rejected; "flip_ambiguous" prefers pairs with a small |score|; "wrong_language"
+    takes chosen from another group, and makes an implicit prompt a column. `rate` is the share of the pairs to change,
+    in [0, 1), or a mapping from groups to shares; "*" stands for all groups that are not named, which otherwise do not
+    change. `group_column` is "auto" for `language`, or None; only "flip_ambiguous" has a `score_column`.
     """
     rate = check_rate(rate)
     if kind not in KINDS:
@@ -72,23 +71,18 @@ def inject_noise(
     seeds = [np.random.SeedSequence(seed, spawn_key=(stream,)) for stream in (0, 1)]
     draws, places = (np.random.default_rng(sequence).random(len(dataset)) for sequence in seeds)
     rows = np.flatnonzero(draws < probabilities)
-    flips, side = kind.startswith("flip"), "rejected" if kind == "near_tie" else "chosen"
+    flips = kind != "wrong_language"
     dataset = dataset if flips or "prompt" in dataset.column_names else dataset.map(extract_prompt)
     drawn = dataset.select(rows)
-    if flips:
-        answers = drawn["rejected"]
-    elif kind == "near_tie":
-        answers = list(map(edit.double_letter, drawn["chosen"], places[rows]))
-    else:
-        answers = _wrong_languages(dataset, rows, places[rows], np.array(labels))
-    usable = [new is not None and new != old for new, old in zip(answers, drawn[side], strict=True)]
+    answers = drawn["rejected"] if flips else _wrong_languages(dataset, rows, places[rows], np.array(labels))
+    usable = [new is not None and new != old for new, old in zip(answers, drawn["chosen"], strict=True)]
     changed = rows[np.array(usable, dtype=bool)]
     if len(changed) < len(rows):
         logger.warning(f"{kind}: {len(rows) - len(changed):,} of {len(rows):,} drawn pairs cannot be changed.")
     if flips:
         dataset = edit.swap_answers(dataset, changed)
     else:
-        dataset = edit.replace_answers(dataset, side, changed, list(compress(answers, usable)))
+        dataset = edit.replace_chosen(dataset, changed, list(compress(answers, usable)))
     return dataset.add_column(IS_NOISY, np.isin(np.arange(len(dataset)), changed))
 
 
