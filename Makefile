@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: .venv/demo-$(DEMO_MODEL)
 	$(BIN)/python scripts/demo/build_demo.py --model $(DEMO_MODEL)
 	@$(MAKE) --no-print-directory demo/output/metrics.json
-	@echo "Table: demo/output/report.md. Plots: demo/output/accuracy.png, margins.png. Adapter: demo/output."
+	@echo "Table: demo/output/report.md. Plot: demo/output/accuracy.png. Adapter: demo/output."
 
 demo/trained: configs/quickstart.yaml demo/model/.build.json demo/data/.build.json
 	$(BIN)/trl-capo train --config configs/quickstart.yaml $(TRAIN_OPTIONS_$(DEMO_MODEL))

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, disable_progress_bars
 
 from trl_capo.audit.mislabels import Dynamics, LabelErrors, estimate_label_errors, read_dynamics
-from trl_capo.audit.report import plot_audit, rate_table, report
+from trl_capo.audit.report import plot_rates, rate_table, report
 from trl_capo.audit.suspects import list_suspects, write_page, write_suspects
 from trl_capo.callbacks.pair_log import INFO, Log, read_log
 from trl_capo.common.command import need, parse, processes, run, versions
@@ -48,7 +48,7 @@ class Audit(NamedTuple):
 
 
 def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
-    """Rank the pairs of a run and write suspects.*, report.md and the plots.
+    """Rank the pairs of a run and write suspects.*, report.md and noise_rates.png.
 
     `dataset` holds the training pairs; by default it is the data set that `args` or the log names. Raises
     ValueError or OSError if the log or its data are missing, or the data are not those of the log.
@@ -74,7 +74,7 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     worst = write_suspects(list_suspects(errors, data, log.info.fingerprint), args.top, folder)
     sizes = errors.pairs["group"].value_counts().drop("", errors="ignore").to_dict()
     write_page(folder / "suspects.html", worst, title, log.info.fingerprint, group_name, sizes)
-    plots, notes = plot_audit(errors, folder)
+    plot_rates(errors, folder / "noise_rates.png")
     unseen = log.info.pairs - len(dynamics.pairs)
     cautions = {
         f"{count(unseen, 'pair')} of {log.info.pairs:,} not ranked: too long, not reached, or not logged.": unseen,
@@ -83,13 +83,12 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
         "The log names no data set, so the files have no texts. Give dataset_name.": data is None,
     }
     warnings = [text for text, applies in cautions.items() if applies]
-    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
-    notes.append(f"Log: {args.run}. Data: {source.get('dataset_name')}. Versions: {packages}.")
+    packages = ", ".join(map(" ".join, versions().items()))
+    note = f"Log: {args.run}. Data: {source.get('dataset_name')}. Versions: {packages}."
     words = [f"--{option}={source[name]}" for name, option in SOURCE.items() if source.get(name)]
-    words = [*(words or ["--dataset_name=PAIRS"]), "--output_dir=cleaned", "--decisions=decisions.jsonl"]
-    command = shlex.join(["trl-capo", "clean", *words])
-    text = report(errors, rates, plots, [*warnings, *notes], command, title)
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    words = ["trl-capo", "clean", *(words or ["--dataset_name=PAIRS"]), "--output_dir=cleaned"]
+    command = shlex.join([*words, "--decisions=decisions.jsonl"])
+    (folder / "report.md").write_text(report(errors, rates, [*warnings, note], command, title), encoding="utf-8")
     return Audit(errors, rates, folder, warnings)
 
 
