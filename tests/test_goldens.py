@@ -1,8 +1,4 @@
-"""Recorded results: training runs, an evaluation, an audit and the committed study.
-
-tests/golden_cases.py has the cases. The values differ in their last digits from processor to processor, so they are
-compared within 1e-4.
-"""
+"""Recorded results: an audit and the committed study, within 1e-4, since the last digits differ between processors."""
 
 import json
 import re
@@ -25,7 +21,7 @@ def golden(name: str) -> dict:
 def assert_close(found, expected, place=""):
     """Compare JSON: numbers within 1e-4, relative or absolute, and all else exactly."""
     if isinstance(expected, dict):
-        assert list(found) == list(expected) or set(found) == set(expected), place
+        assert set(found) == set(expected), place
         for key, value in expected.items():
             assert_close(found[key], value, f"{place}/{key}")
     elif isinstance(expected, list):
@@ -36,32 +32,6 @@ def assert_close(found, expected, place=""):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-4), place
     else:
         assert found == expected, place
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> list[str]:
-    return golden_cases.make_models(tmp_path_factory.mktemp("golden"))
-
-
-@pytest.mark.parametrize("name", golden_cases.CASES)
-def test_trainings_log_the_recorded_values(name, models, tmp_path):
-    for rate, expected in golden(f"trajectory_{name}").items():
-        found = golden_cases.trajectory(golden_cases.make_trainer(name, rate, models, tmp_path))
-        assert_close(found, expected, f"{name}, noise rate {rate}: ")
-
-
-def test_the_evaluation_of_two_models_writes_the_recorded_metrics(models, tmp_path, monkeypatch):
-    from trl_capo.evaluate.command import main
-
-    monkeypatch.chdir(Path(models[0]).parent)
-    golden_cases.evaluation_pairs().to_json("pairs.jsonl", force_ascii=False)
-    words = []
-    for name, value in golden_cases.EVALUATION.items():
-        words += [f"--{name}", *(value if isinstance(value, list) else [value])]
-    code, _, err = run_main(main, *words, "--output_dir", tmp_path)
-    assert code == 0, err
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    assert_close({key: found[key] for key in found if key not in ("seconds", "versions")}, golden("evaluation"))
 
 
 def table_of(text: str) -> list[list[str]]:
