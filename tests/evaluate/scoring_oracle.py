@@ -15,7 +15,7 @@ def measure(folder: Path, rows: Dataset | None = None, **options) -> dict:
     rows.to_json(folder / "pool.jsonl", force_ascii=False)
     data = {"dataset_name": str(folder / "pool.jsonl"), "dataset_split": "train"}
     args = EvaluateArguments(**{**data, "beta": BETA, "per_device_eval_batch_size": 5, **options})
-    return json.loads(json.dumps(evaluate(args)[0]))
+    return json.loads(json.dumps(evaluate(args)))
 
 
 def the_model(figures: dict) -> dict:

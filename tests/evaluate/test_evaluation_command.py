@@ -36,7 +36,7 @@ def test_everything_is_written_and_documented(options, tmp_path):
     code, output, errors = run_main(main, "--config", tmp_path / "run.yaml", "--beta", BETA, "--group_column", "auto")
     assert code == 0
     assert "Scoring " in errors
-    files = ["accuracy.png", "margins.png", "metrics.json", "report.md"]
+    files = ["accuracy.png", "metrics.json", "report.md"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
     figures, same = written(tmp_path), {key: options[key] for key in ("model_name_or_path", "ref_model")}
     model = the_model(figures)

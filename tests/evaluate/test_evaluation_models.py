@@ -15,6 +15,7 @@ from scoring_oracle import measure, the_model
 from transformers import BitsAndBytesConfig
 
 import trl_capo.evaluate.command
+from trl_capo import CAPOTrainer
 
 
 def assert_figures(model: dict, scored: list[tuple], tolerance: float = 1e-4) -> None:
@@ -59,6 +60,18 @@ def test_a_lora_is_measured_against_its_base(tmp_path, model_dir, other_model_di
     assert_figures(model, scored)
     scored = score_pairs(load(other_model_dir), tuned, make_pool())
     assert_figures(the_model(measure(tmp_path, model_name_or_path=other_model_dir, ref_model=lora_dir)), scored)
+
+
+def test_the_adapter_that_dpo_started_from_is_the_reference(tmp_path, model_dir, lora_dir, make_args, pairs):
+    """With a learning rate of 0 the policy is its reference: all pairs are ties, whatever the adapter says."""
+    start = PeftModel.from_pretrained(load(model_dir), lora_dir, is_trainable=True)
+    trainer = CAPOTrainer(
+        start, args=make_args(learning_rate=0.0), train_dataset=pairs, processing_class=byte_tokenizer()
+    )
+    trainer.train()
+    trainer.save_model(tmp_path / "tuned")
+    model = the_model(measure(tmp_path, model_name_or_path=str(tmp_path / "tuned")))
+    assert (model["reference"], model["overall"]["ties"]) == (f"{tmp_path / 'tuned'}/ref", 1.0)
 
 
 def test_a_shared_reference_is_scored_once_and_groups_without_pairs_are_named(

@@ -15,17 +15,17 @@ from trl_capo.common.figures import choose_fonts
 from trl_capo.evaluate.report import render_text, write_evaluation
 from trl_capo.evaluate.summary import compare_models, summarise_model
 
-FILES = ["accuracy.png", "margins.png", "metrics.json", "report.md"]
+FILES = ["accuracy.png", "metrics.json", "report.md"]
 
 
-def evaluation(groups: list[str], models=("a model",), reference="a reference") -> tuple:
+def evaluation(groups: list[str], models=("a model",), reference="a reference") -> dict:
     """What `evaluate` returns, of invented models: four pairs per group."""
     labels, generator = [group for group in groups for _ in range(4)], np.random.default_rng(0)
     scores = {}
     for name in models:
         values = generator.normal(0.3, 1.0, len(labels))
         scores[name] = {"margins": values if reference else None, "per_token": values, "reference": reference}
-    figures = {
+    return {
         "dataset": {"name": "data", "split": "test", "pairs": len(labels)},
         "dropped_pairs": 1,
         "dropped_groups": ["fr"],
@@ -34,7 +34,6 @@ def evaluation(groups: list[str], models=("a model",), reference="a reference") 
         "differences": compare_models(labels, scores, 0),
         "versions": {"trl": "1"},
     }
-    return figures, labels, scores[models[0]]["margins"]
 
 
 @pytest.fixture(autouse=True)
@@ -56,18 +55,16 @@ def drawn(monkeypatch):
 
 
 def test_an_evaluation_without_rewards_replaces_the_last_one_and_leaves_other_files(tmp_path):
-    write_evaluation(*evaluation(["de", "sw"]), tmp_path)
+    write_evaluation(evaluation(["de", "sw"]), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     (tmp_path / "margins.csv").write_text("mine")
-    write_evaluation(*evaluation(["it"], reference=None), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "margins.csv", *FILES[2:]]
-    report = (tmp_path / "report.md").read_text()
-    assert "margins.png" not in report
-    assert "without a reference" in report
+    write_evaluation(evaluation(["it"], reference=None), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "margins.csv", *FILES[1:]]
+    assert "without a reference" in (tmp_path / "report.md").read_text()
 
 
 def test_tables_show_every_figure_with_its_interval():
-    figures, *_ = evaluation(["de", "sw"], ["m0", "m1"])
+    figures = evaluation(["de", "sw"], ["m0", "m1"])
     text = render_text(figures)
     for model in figures["models"].values():
         for part in (model["overall"], *model["groups"].values()):
@@ -81,29 +78,28 @@ def test_tables_show_every_figure_with_its_interval():
     shown = f"{100 * part['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
     assert re.search(rf"macro mean  +{re.escape(shown)}", text)
     assert all(note in text for note in ("fills max_length: 1 pair.", "no pair left: fr.", "Model 1: m0\nModel 2: m1"))
+    assert "m1: its rewards are relative to the reference a reference.\n" in text
 
 
 @pytest.mark.parametrize("models", [["one\tmodel$"], ["a", "b"]])
 def test_plots_name_what_they_show(tmp_path, drawn, models):
     """A `$` starts no formula; accuracies are on the whole scale."""
-    write_evaluation(*evaluation(["$\\frac{$", "line\nbreak", "de"], models), tmp_path)
-    accuracy, margins = (drawn[name].axes[0] for name in FILES[:2])
+    write_evaluation(evaluation(["$\\frac{$", "line\nbreak", "de"], models), tmp_path)
+    accuracy = drawn["accuracy.png"].axes[0]
     labels = [label.get_text() for label in accuracy.get_yticklabels()]
     assert labels == ["$\\frac{$", "de", r"line\nbreak", "all pairs"]
     first = models[0].replace("\t", r"\t")
     assert accuracy.get_title() == (f"{first}\non data" if len(models) == 1 else "data")
-    assert margins.get_title() == f"{first}\non data"
     assert accuracy.get_xlim() == (-2, 102)
 
 
 @pytest.mark.parametrize(("groups", "models"), [(30, 1), (30, 8)])
 def test_plots_of_many_groups_fit(tmp_path, groups, models):
     names = [f"Language_{index:03} (Script)" for index in range(groups)]
-    write_evaluation(*evaluation(names, [f"m{index}" for index in range(models)]), tmp_path)
-    for name in FILES[:2]:
-        with Image.open(tmp_path / name) as image:
-            grey = np.asarray(image.convert("L"))
-        assert (np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]) == 255).all()
+    write_evaluation(evaluation(names, [f"m{index}" for index in range(models)]), tmp_path)
+    with Image.open(tmp_path / "accuracy.png") as image:
+        grey = np.asarray(image.convert("L"))
+    assert (np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]) == 255).all()
     rows = re.findall(r"^\| Language\\_\d{3} ", (tmp_path / "report.md").read_text(), re.MULTILINE)
     assert len(rows) == groups * (models + (models > 1))
 

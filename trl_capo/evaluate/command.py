@@ -1,5 +1,7 @@
 """`trl-capo evaluate`, and `evaluate` in Python: measure finished models on pairs of texts, per group."""
 
+import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from accelerate.logging import get_logger
 from accelerate.utils.memory import clear_device_cache
 from transformers.hf_argparser import HfArg
@@ -16,7 +19,7 @@ from transformers.hf_argparser import HfArg
 from trl_capo.common.command import need, parse_with_rest, processes, run, versions
 from trl_capo.core.pairs import find_groups, parse_column
 from trl_capo.data.load import check_pairs, load_pairs, select_split
-from trl_capo.data.tokenise import TokenisedPair, tokenise_all
+from trl_capo.data.tokenise import TokenisedPair, length_warnings, summarise_lengths, tokenise_all
 from trl_capo.evaluate.report import render_text, write_evaluation
 from trl_capo.evaluate.scoring import ModelSource, answer_log_probs, load_model, resolve_model
 from trl_capo.evaluate.summary import Figures, compare_models, summarise_model
@@ -44,7 +47,7 @@ class EvaluateArguments:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = HfArg(default="auto", help="auto: the checkpoint's.")
     load_in_4bit: bool = HfArg(default=False, help="Load models in 4 bits (bitsandbytes NF4).")
     trust_remote_code: bool = HfArg(default=False, help="Run the code of models on the hub.")
-    output_dir: str | None = HfArg(default=None, help="Folder for metrics.json, report.md and the plots.")
+    output_dir: str | None = HfArg(default=None, help="Folder for metrics.json, report.md and accuracy.png.")
     seed: int = HfArg(default=0, help="Seed of the bootstrap.")
 
     def __post_init__(self) -> None:
@@ -60,11 +63,10 @@ class EvaluateArguments:
 ARGUMENT_TYPES = (EvaluateArguments,)
 
 
-def evaluate(args: EvaluateArguments) -> tuple[Figures, list[str] | None, np.ndarray | None]:
-    """Score every model on the pairs.
+def evaluate(args: EvaluateArguments) -> Figures:
+    """Score every model on the pairs, and return figures in the schema of docs/evaluate.md.
 
-    Returns figures in the schema of docs/evaluate.md, the (N,) groups of the pairs, if any, and the (N,) margins of
-    the first model, if it has a reference. Raises ValueError or OSError if something is missing or does not fit.
+    Raises ValueError or OSError if something is missing or does not fit.
     """
     processes()
     models = _resolve_models(args)
@@ -79,15 +81,21 @@ def evaluate(args: EvaluateArguments) -> tuple[Figures, list[str] | None, np.nda
         logger.warning(warning)
     column, groups = find_groups(dataset, args.group_column, args.dataset_name)
     also_by = {name: find_groups(dataset, name, args.dataset_name, "also_by")[1] for name in args.also_by}
-    started = time.perf_counter()
-    pairs = {name: tokenise_all(dataset, own.tokenizer, args.max_length, name) for name, (own, _) in models.items()}
+    started, limit = time.perf_counter(), args.max_length
+    pairs = {name: tokenise_all(dataset, own.tokenizer, limit, name) for name, (own, _) in models.items()}
+    for name, rows in pairs.items():
+        sizes = [[*map(len, pair)] if pair else [math.nan] * 3 for pair in rows]
+        lengths = pd.DataFrame([(p + max(c, r), p) for p, c, r in sizes], columns=["length", "prompt"])
+        summary = summarise_lengths(lengths, groups, limit)
+        for warning in length_warnings(summary, limit, drops=True):
+            logger.warning(f"{name}: {warning}")
     kept = [None not in row for row in zip(*pairs.values(), strict=True)]
     if not any(kept):
-        raise ValueError(f"max_length={args.max_length}: every prompt is at least as long.")
+        raise ValueError(f"max_length={limit}: every prompt is at least as long.")
     labels = None if groups is None else list(compress(groups, kept))
     also_by = {name: list(compress(values, kept)) for name, values in also_by.items()}
     scores = _score_models(args, models, {name: list(compress(rows, kept)) for name, rows in pairs.items()})
-    figures = {
+    return {
         "dataset": {"name": args.dataset_name, "split": split, "pairs": sum(kept)},
         "dropped_pairs": len(kept) - sum(kept),
         "dropped_groups": sorted(set(groups or ()) - set(labels or ())),
@@ -98,7 +106,6 @@ def evaluate(args: EvaluateArguments) -> tuple[Figures, list[str] | None, np.nda
         "differences": compare_models(labels, scores, args.seed),
         "versions": versions(),
     }
-    return figures, labels, next(iter(scores.values()))["margins"]
 
 
 def _resolve_models(args: EvaluateArguments) -> dict[str, tuple[ModelSource, ModelSource | None]]:
@@ -110,6 +117,10 @@ def _resolve_models(args: EvaluateArguments) -> dict[str, tuple[ModelSource, Mod
         if reference is not None and reference.tokenizer.get_vocab() != source.tokenizer.get_vocab():
             raise ValueError(f"ref_model={args.ref_model!r} has another vocabulary than {name!r}; give its base.")
         base = replace(source, name=source.base, adapter=None) if source.adapter else None
+        if base and os.path.isfile(os.path.join(source.adapter, "ref", "adapter_config.json")):
+            base = replace(
+                source, name=f"{name}/ref", adapter=os.path.join(source.adapter, "ref")
+            )  # TRL's start of DPO
         earlier = sum(model.name == name for model, _ in models.values())  # a repeated name gets a number
         models[f"{name} ({earlier + 1})" if earlier else name] = source, reference or base
     return models
@@ -150,11 +161,11 @@ def _main(argv: Sequence[str]) -> None:
     need("matplotlib", "scipy")
     if args.output_dir:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    figures, labels, margins = evaluate(args)
+    figures = evaluate(args)
     if processes().is_main_process:
         print(render_text(figures))
         if args.output_dir:
-            write_evaluation(figures, labels, margins, Path(args.output_dir))
+            write_evaluation(figures, Path(args.output_dir))
     processes().destroy_process_group()
 
 

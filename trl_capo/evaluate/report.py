@@ -1,15 +1,13 @@
-"""The output of an evaluation: tables, metrics.json, report.md, and plots that also work in grey."""
+"""The output of an evaluation: tables, metrics.json, report.md, and a plot that also works in grey."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from trl_capo.common.figures import MARKERS, new_rows, plot_style, save
 from trl_capo.common.text import count, escape_markdown, markdown_table, one_line, percent, text_table
-from trl_capo.evaluate.summary import ALL_PAIRS, MACRO, MEASURES, WORST, Figures, Labels
+from trl_capo.evaluate.summary import ALL_PAIRS, MACRO, MEASURES, WORST, Figures
 
 HEADINGS = ["pairs", "accuracy, %", "ties, %", "margin", "median", "reference-free, %"]
 NAME_LENGTH = 90  # in the plots, which show the end of a longer name, since it distinguishes folders
@@ -21,18 +19,17 @@ def render_text(figures: Figures) -> str:
     return "\n".join([*tables, *notes(figures)])
 
 
-def write_evaluation(figures: Figures, labels: Labels, margins: np.ndarray | None, folder: Path) -> None:
-    """Write metrics.json, report.md and the plots; the arguments are what `evaluate` returns."""
+def write_evaluation(figures: Figures, folder: Path) -> None:
+    """Write metrics.json, report.md and accuracy.png; `figures` are what `evaluate` returns."""
     content = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "metrics.json").write_text(content + "\n", encoding="utf-8")
-    (folder / "margins.png").unlink(missing_ok=True)  # from an earlier evaluation
     data = figures["dataset"]
     title = f"Evaluation on {data['name']}, split {data['split']}: {count(data['pairs'], 'pair')}"
     lines = [f"# {escape_markdown(title)}", ""]
     for name, rows in evaluation_tables(figures).items():
         lines += [f"## {escape_markdown(name)}", "", markdown_table(rows), ""]
     lines += [f"- {escape_markdown(line)}" for line in notes(figures)] + [""]
-    lines += [f"![{Path(name).stem} per group]({name})" for name in plot_evaluation(figures, labels, margins, folder)]
+    lines += [f"![accuracy per group]({plot_accuracy(figures, folder)})"]
     lines += ["", f"Versions: {', '.join(map(' '.join, figures['versions'].items()))}."]
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -81,8 +78,9 @@ def notes(figures: Figures) -> list[str]:
     for name, model in zip(names, figures["models"].values(), strict=True):
         if model["reference"] is None:
             lines.append(f"{name}: without a reference (ref_model) there are no rewards, only log-probabilities.")
-        elif model["overall"]["ties"] == 1:
-            lines.append(f"{name}: all pairs are ties, because the model equals its reference, {model['reference']}.")
+            continue
+        ties = "; all pairs are ties, because the model equals it" if model["overall"]["ties"] == 1 else ""
+        lines.append(f"{name}: its rewards are relative to the reference {one_line(model['reference'])}{ties}.")
     lines.append(
         "accuracy: share of pairs with a positive margin [95 % Wilson interval], so a tie is no success; margin: mean "
         "and median reward of the chosen answer minus that of the rejected one; reference-free: share of pairs whose "
@@ -98,14 +96,17 @@ def notes(figures: Figures) -> list[str]:
     return lines
 
 
-def plot_evaluation(figures: Figures, labels: Labels, margins: np.ndarray | None, folder: Path) -> list[str]:
-    """Draw accuracy.png and, with the margins of the first model, margins.png; return the names of the files."""
+def plot_accuracy(figures: Figures, folder: Path) -> str:
+    """Draw accuracy.png, with room in every row for the points of all models; return the file's name."""
     names, models = [one_line(name)[-NAME_LENGTH:] for name in figures["models"]], list(figures["models"].values())
     data, groups = one_line(figures["dataset"]["name"])[-NAME_LENGTH:], list(models[0]["groups"])
     key = "reference_free_accuracy" if None in [model["overall"]["accuracy"] for model in models] else "accuracy"
     rows, title = [*map(one_line, groups), ALL_PAIRS], f"{names[0]}\non {data}"
     with plot_style([*rows, *names, data]):
-        figure, axes = _figure(rows, data if len(models) > 1 else title, 50, len(models))
+        height = 1.6 + 0.28 * len(rows) * min(max(1.0, 0.6 * len(models)), 3.0) + 0.18 * len(models)
+        figure, axes = new_rows(rows, height, 50)
+        axes.set_title(data if len(models) > 1 else title)
+        axes.axhline(len(rows) - 1.5, color="0.7", linewidth=0.8)
         for index, (name, model) in enumerate(zip(names, models, strict=True)):
             parts = [*model["groups"].values(), model["overall"]]
             centre, bounds = (100 * np.array([part[entry] for part in parts]) for entry in (key, f"{key}_95"))
@@ -115,21 +116,4 @@ def plot_evaluation(figures: Figures, labels: Labels, margins: np.ndarray | None
         axes.set(xlim=(-2, 102), xlabel=f"{MEASURES[key]} in %, with 95 % interval (dotted: chance)")
         if len(models) > 1:
             figure.legend(loc="outside upper center")
-        files = [save(figure, folder / "accuracy.png")]
-        if margins is not None:
-            figure, axes = _figure(rows, title, 0)
-            values = [*(margins[np.asarray(labels, dtype=object) == group] for group in groups), margins]
-            style = {"widths": 0.55, "showfliers": False, "manage_ticks": False, "orientation": "horizontal"}
-            axes.boxplot(values, positions=range(len(rows)), whis=(5, 95), medianprops={"color": "0.1"}, **style)
-            axes.set_xlabel("margin in units of reward: median, quartiles, 5 to 95 %")
-            files.append(save(figure, folder / "margins.png"))
-    return files
-
-
-def _figure(rows: Sequence[str], title: str, dotted: float, models: int = 1) -> tuple[Any, Any]:
-    """Return a figure and its axes, with room in every row for the points of all models."""
-    height = 1.6 + 0.28 * len(rows) * min(max(1.0, 0.6 * models), 3.0) + 0.18 * models
-    figure, axes = new_rows(rows, height, dotted)
-    axes.set_title(title)
-    axes.axhline(len(rows) - 1.5, color="0.7", linewidth=0.8)
-    return figure, axes
+        return save(figure, folder / "accuracy.png")

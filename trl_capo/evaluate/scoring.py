@@ -6,13 +6,18 @@ TRL's fused head avoids a tensor of the size of the vocabulary. Several processe
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate.utils import gather_object
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel
+from peft import AdaLoraModel, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import TrainableTokensWrapper
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -24,7 +29,7 @@ from trl_capo.common.text import first_few
 from trl_capo.core.packing import PaddingFree
 from trl_capo.data.tokenise import TokenisedPair
 
-_ADAPTER_FILES = ["adapter_*", "*token*", "*.jinja", "*.model", "vocab*", "merges*"]
+_ADAPTER_FILES = ["adapter_*", "ref/adapter_*", "*token*", "*.jinja", "*.model", "vocab*", "merges*"]
 
 
 @dataclass(frozen=True)
@@ -58,19 +63,21 @@ def load_model(source: ModelSource, dtype: str, load_in_4bit: bool, trust_remote
 
     Raises ValueError if the checkpoint lacks tensors, which Transformers would fill with random numbers.
     """
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4") if load_in_4bit else None
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        source.base,
-        dtype=dtype,
-        quantization_config=quantization,
-        trust_remote_code=trust_remote_code,
-        device_map={"": processes().device},
-        output_loading_info=True,
-    )
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "device_map": {"": processes().device}}
+    if load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model, loading = AutoModelForCausalLM.from_pretrained(source.base, output_loading_info=True, **options)
     if loading["missing_keys"]:
         raise ValueError(f"{source.base!r} lacks weights: {first_few(sorted(loading['missing_keys']), 3)}.")
     add_fused_lm_head(model)  # before the adapter, which wraps the model
     return (model if source.adapter is None else PeftModel.from_pretrained(model, source.adapter)).eval()
+
+
+def _call_with_logits(model: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: Any) -> Any:
+    """Score as TRL's fused head does, with the model's own head, which may have an adapter."""
+    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, -labels.size(1) : -1]
+    losses = F.cross_entropy(logits.transpose(1, 2).float(), labels[:, 1:], reduction="none")
+    return SimpleNamespace(log_probs=-losses)
 
 
 @torch.no_grad()
@@ -84,7 +91,7 @@ def answer_log_probs(
     if a log-probability is not finite.
     """
 
-    def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    def pad(rows: list[list[int]], value: int) -> Tensor:
         tensors = [torch.tensor(row, device=state.device) for row in rows]
         return pad_sequence(tensors, batch_first=True, padding_value=value)
 
@@ -94,7 +101,9 @@ def answer_log_probs(
     ]
     order = sorted(range(len(pairs)), key=lambda index: -max(len(ids) for ids, _ in sequences[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    state, scored, call = processes(), [], PaddingFree(model)
+    is_adapted = isinstance(model.get_output_embeddings(), BaseTunerLayer | TrainableTokensWrapper)
+    call = _call_with_logits if is_adapted or isinstance(model.base_model, AdaLoraModel) else PaddingFree(model)
+    state, scored = processes(), []
     own_batches = batches[state.process_index :: state.num_processes]
     for batch in tqdm(own_batches, desc=f"Scoring {name}", unit="batch", disable=not state.is_main_process):
         rows = [sequences[index][side] for side in (0, 1) for index in batch]
