@@ -6,9 +6,16 @@ from accelerate import Accelerator
 from oracles import COMMON, Oracle, expected_logs, load, relative_rewards
 from pair_oracle import make_pool
 from rates_oracle import KeepEstimates, pair_rates
+from trl.experimental.bema_for_ref_model import BEMACallback
+from trl.experimental.bema_for_ref_model import DPOTrainer as BEMATrainer
 
 from trl_capo import CAPOTrainer
 from trl_capo.core.noise_rate import NoiseRateEstimator
+
+
+class Both(CAPOTrainer, BEMATrainer):
+    """Hands the reference to TRL's BEMA callback, which moves it."""
+
 
 AUTO = COMMON | {"noise_rate": "auto", "witness": "reference"}
 
@@ -23,10 +30,11 @@ def median_slopes(monkeypatch):
 def train(model_dir, other_model_dir, make_args):
     """Trains; returns the trainer, the oracle and the estimates before every step. Keywords are options."""
 
-    def run(rows, repeats=1, **options):
+    def run(rows, repeats=1, bema=False, **options):
         oracle = Oracle([*rows] * repeats, load(other_model_dir))
         args = make_args(**AUTO | options)
-        trainer = CAPOTrainer(model_dir, load(other_model_dir), args, train_dataset=rows, callbacks=[oracle])
+        callbacks = [oracle, *([BEMACallback(update_freq=1, update_ref_model=True)] if bema else [])]
+        trainer = Both(model_dir, load(other_model_dir), args, train_dataset=rows, callbacks=callbacks)
         kept = KeepEstimates(trainer)
         trainer.add_callback(kept)
         trainer.train()
@@ -90,14 +98,10 @@ def test_pairs_of_weight_0_carry_no_information_about_the_noise_rate(train, pair
     assert not torch.allclose(rates[0], rates[1], atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("options", "asked"),
-    [
-        ({}, True),
-        ({"sync_ref_model": True, "ref_model_sync_steps": 1}, False),
-        ({"witness": "none"}, False),
-    ],
-)
-def test_a_reference_that_follows_the_policy_or_is_switched_off_is_not_evidence(train, pairs, options, asked):
+SYNC = {"sync_ref_model": True, "ref_model_sync_steps": 1}
+
+
+@pytest.mark.parametrize("options", [{}, SYNC, {"bema": True}, {"witness": "none"}], ids=str)
+def test_a_reference_that_follows_the_policy_or_is_switched_off_is_not_evidence(train, pairs, options):
     trainer, _, _ = train(pairs, max_steps=2, **options)
-    assert (trainer.noise_rate_estimator._slope_loglik.std(dim=2).max() > 1e-4) == asked
+    assert (trainer.noise_rate_estimator._slope_loglik.std(dim=2).max() > 1e-4) == (not options)

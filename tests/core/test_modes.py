@@ -13,7 +13,7 @@ import transformers
 from conftest import logged, save_tiny_model, tiny_config, tiny_llava
 from datasets import Dataset
 from oracles import COMMON, LORA, PLAIN, Oracle, expected_logs, load, same, token_log_probs, weights
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from PIL import Image
 from rates_oracle import KeepEstimates, pair_rates
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
@@ -108,6 +108,29 @@ def test_new_lora_adapter_has_the_base_model_as_reference(make_args, model_dir, 
     args = make_args(**COMMON | {"learning_rate": 1e-2} | options)
     trainer = train_and_compare(model_dir, load(model_dir), pairs, args, peft_config=LoraConfig(**LORA))
     assert same(weights(load(model_dir)), weights(trainer.model.unload()))
+
+
+OTHERS = {
+    "DoRA": LoraConfig(**LORA, use_dora=True),
+    "saved modules": LoraConfig(**LORA, modules_to_save=["lm_head", "embed_tokens", "norm"]),
+    "tokens": LoraConfig(**LORA, trainable_token_indices=[100, 101, 102]),
+    "IA3": IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
+    "norms": LNTuningConfig(task_type="CAUSAL_LM"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_adapters_have_the_base_model_as_reference_too(make_args, model_dir, pairs, kind):
+    args = make_args(**COMMON | {"learning_rate": 1e-2})
+    train_and_compare(model_dir, load(model_dir), pairs, args, peft_config=OTHERS[kind])
+
+
+@pytest.mark.parametrize("change", [{"bias": "all"}, {"bias": "lora_only"}, {"init_lora_weights": "pissa_niter_4"}])
+def test_adapters_that_change_the_base_need_a_reference(make_args, model_dir, pairs, change):
+    options = {"args": make_args(), "train_dataset": pairs, "peft_config": LoraConfig(**LORA | change)}
+    with pytest.raises(ValueError, match=f"adapter 'default': .*{list(change.values())[0]}.*pass a ref_model"):
+        CAPOTrainer(model_dir, **options)
+    CAPOTrainer(model_dir, load(model_dir), **options)
 
 
 def test_trained_lora_adapter_is_its_own_reference(make_args, model_dir, pairs, tmp_path):

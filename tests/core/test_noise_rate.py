@@ -65,7 +65,7 @@ def test_the_estimate_returns_from_a_checkpoint():
     for one in (estimator, restored):
         step(one, [2.0, -2.0, 1.0], torch.tensor([0, 1, -1]), witness=torch.tensor([1.0, 0.5, -1.0]))
     assert restored.state() == estimator.state()
-    with pytest.raises(ValueError, match="earlier version"):
+    with pytest.raises(ValueError, match="an earlier trl-capo"):
         NoiseRateEstimator.from_state(restored.state() | {"args": restored.state()["args"] | {"saved": {}}})
     for other in (NoiseRateEstimator(["en"]), NoiseRateEstimator(["en", "sw"], pairs=7)):
         with pytest.raises(ValueError, match=r"resume_from_checkpoint.*'sw'"):

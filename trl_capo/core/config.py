@@ -31,8 +31,7 @@ class CAPOConfig(DPOConfig):
             Column that names each pair's group, by which noise rates and rewards are reported. `"auto"` is `language`
             if the data have that column; `None` (`none` in YAML) turns groups off.
         padding_free (`bool`, *optional*, defaults to `False`):
-            Option of `DPOConfig` that TRL 1.16 ignores. `True` skips padding and computes the common beginning of each
-            pair once; the results are equal up to rounding (docs/performance.md). `False` leaves TRL's batches alone.
+            TRL 1.16 ignores it. `True` skips padding and computes common beginnings once (docs/performance.md).
 
     Raises:
         ValueError: if options are out of range or do not fit together. One message names them all.
@@ -40,16 +39,14 @@ class CAPOConfig(DPOConfig):
 
     # The `None` makes TRL's parser read the option as text, so that the command line accepts `auto`.
     noise_rate: float | str | None = field(
-        default="auto",
-        metadata={"help": "Share of flipped preference labels, in [0, 0.5], or 'auto' to estimate it. 0 is DPO."},
+        default="auto", metadata={"help": "Share of flipped labels, in [0, 0.5], or 'auto' to estimate it. 0 is DPO."}
     )
     witness: str = field(
         default="none",
-        metadata={"help": "With noise_rate 'auto', evidence about labels: 'none', a column, or 'reference'."},
+        metadata={"help": "With noise_rate 'auto', evidence about labels: none, a column or 'reference'."},
     )
     confidence_temperature: float = field(
-        default=1.0,
-        metadata={"help": "Temperature tau > 0 of the confidence, in units of reward; 1 is Bradley-Terry."},
+        default=1.0, metadata={"help": "Temperature tau > 0 of the confidence in units of reward; 1 is Bradley-Terry."}
     )
     group_column: str | None = field(
         default="auto",
@@ -78,6 +75,15 @@ def sigmoid_weight(args: DPOConfig) -> float:
     return sum(weight for name, weight in zip(args.loss_type, weights, strict=True) if name == "sigmoid")
 
 
+def check_adapters(model: object) -> None:
+    """Refuse an adapter that changes its base, because the reference is that base with the adapter switched off."""
+    for name, config in getattr(model, "peft_config", {}).items():
+        bias, start = getattr(config, "bias", "none"), getattr(config, "init_lora_weights", True)
+        if bias != "none" or str(start).split("_")[0] in ("pissa", "olora", "corda", "loftq", "lora"):
+            changes = f"bias={bias!r}, init_lora_weights={start!r} changes the base, which is the reference"
+            raise ValueError(f"peft_config of adapter {name!r}: {changes}. Leave both out, or pass a ref_model.")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -85,22 +91,17 @@ def _is_number(value: object) -> bool:
 def _problems(args: CAPOConfig) -> list[str]:
     problems = []
     if args.noise_rate != "auto" and not (_is_number(args.noise_rate) and 0 <= args.noise_rate <= 0.5):
-        problems.append(
-            f"noise_rate={args.noise_rate!r}: it is a share of labels. Give a number in [0, 0.5], or 'auto'."
-        )
+        problems.append(f"noise_rate={args.noise_rate!r}: give a share of labels in [0, 0.5], or 'auto'.")
     if not (_is_number(args.confidence_temperature) and args.confidence_temperature > 0):
         problems.append(f"confidence_temperature={args.confidence_temperature!r}: give a positive number, such as 1.")
     if not (_is_number(args.beta) and args.beta > 0):
         problems.append(f"beta={args.beta!r}: rewards need a positive beta. TRL's default is 0.1.")
     if args.noise_rate != 0 and sigmoid_weight(args) == 0:
-        problems.append(
-            f"loss_type={args.loss_type}, loss_weights={args.loss_weights}, noise_rate={args.noise_rate!r}: CAPO "
-            "scales the losses of 'sigmoid', and there are none. Add it, or set noise_rate=0 for the plain losses."
-        )
+        given = f"loss_type={args.loss_type}, loss_weights={args.loss_weights}, noise_rate={args.noise_rate!r}"
+        problems.append(f"{given}: CAPO scales 'sigmoid' losses. Add that loss, or set noise_rate=0 for plain losses.")
     if args.noise_rate != 0 and args.use_weighting:
         problems.append(
-            f"use_weighting=True, noise_rate={args.noise_rate!r}: WPO's weights and CAPO's confidence would both "
-            "scale the same losses. Set use_weighting=False, or set noise_rate=0 for plain WPO."
+            "use_weighting=True: CAPO and WPO would scale the same losses. For plain WPO set noise_rate=0."
         )
     if args.padding_free and not args.disable_dropout:
         problems.append("padding_free=True, disable_dropout=False: a pair would share the dropout of its prompt.")

@@ -117,11 +117,7 @@ def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, tem
 
 
 def capo_loss(
-    relative_reward: Tensor,
-    *,
-    noise_rate: float | Tensor,
-    temperature: float = 1.0,
-    label_weight: float | Tensor = 1.0,
+    relative_reward: Tensor, *, noise_rate: float | Tensor, temperature: float = 1.0, label_weight: float | Tensor = 1
 ) -> tuple[Tensor, Tensor]:
     """Compute the CAPO loss of each pair: its DPO loss times its confidence scale (eq. 5, and eq. 7 with weights).
 

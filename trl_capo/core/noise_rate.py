@@ -50,9 +50,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         self._first_log_odds = torch.full((pairs,), torch.nan, dtype=torch.float16)
         self.noise_rates = self._fit_rates()[0][:1].repeat(rows)
         if isinstance(saved, dict):
-            raise ValueError(
-                "resume_from_checkpoint: an earlier version of trl-capo wrote it, so start from the model."
-            )
+            raise ValueError("resume_from_checkpoint: an earlier trl-capo wrote it, so start from the model.")
         for name, value in load(base64.b64decode(saved)).items() if saved else ():
             setattr(self, name, value)
         self._slopes = self._fit_slopes()
@@ -160,8 +158,9 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         return torch.where(groups < len(self.group_names), groups + 1, 0)
 
     def by_group(self) -> dict[str, float]:
-        """Return the noise rate of every group."""
-        return dict(zip(self.group_names, self.noise_rates[1:].tolist(), strict=True))
+        """Return the noise rate of every group that has been seen."""
+        found = zip(self.group_names, self.noise_rates[1:].tolist(), self._scale_sums[1:, 1].tolist(), strict=True)
+        return {name: rate for name, rate, pairs in found if pairs}
 
     def _move_to(self, device: torch.device) -> None:
         if self.noise_rates.device != device:

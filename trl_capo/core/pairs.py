@@ -49,6 +49,7 @@ def find_groups(
     values, feature = dataset.with_format(None)[column][:], dataset.features[column]
     if isinstance(feature, ClassLabel):
         values = [None if value in (None, -1) else feature.int2str(value) for value in values]  # -1: no label
+    values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]  # pandas' integers with gaps
     labels = [MISSING if value in (None, "") or value != value else str(value) for value in values]
     wrong = next((row for row, value in enumerate(values) if not isinstance(value, str | int | float | None)), None)
     if wrong is not None:
@@ -114,9 +115,7 @@ def _check_numbers(dataset: Dataset, name: str) -> None:
         wrong = [row for row, value in enumerate(values) if not (isinstance(value, Real) and 0 <= value < math.inf)]
         if wrong or not any(values):
             fault = f"row {wrong[0]} holds {values[wrong[0]]!r}" if wrong else "all are 0"
-            raise ValueError(
-                f"{name}: 'weight' multiplies pair losses; give finite numbers of 0 or more, but {fault}."
-            )
+            raise ValueError(f"{name}: 'weight' multiplies losses; give finite numbers of 0 or more, but {fault}.")
     if TRUSTED in dataset.column_names and set(rows[TRUSTED][:]) - {True, False}:
         raise ValueError(f"{name}: 'trusted' says whether a label has been checked; give true or false in every row.")
 

@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import DPOTrainer
 
-from trl_capo.core.config import CAPOConfig, sigmoid_weight
+from trl_capo.core.config import CAPOConfig, check_adapters, sigmoid_weight
 from trl_capo.core.losses import capo_loss, confidence_scale, relative_reward, sequence_log_probs
 from trl_capo.core.metrics import LOGGED_BY_TRL, PairBatch, PairCallback, PairMetrics
 from trl_capo.core.noise_rate import NoiseRateEstimator
@@ -61,15 +61,7 @@ class CAPOTrainer(DPOTrainer):
     }
 
     def __init__(
-        self,
-        model,
-        ref_model=None,
-        args=None,
-        data_collator=None,
-        train_dataset=None,
-        eval_dataset=None,
-        *rest,
-        **kwargs,
+        self, model, ref_model=None, args=None, data_collator=None, train_dataset=None, eval_dataset=None, *rest, **kw
     ) -> None:
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
@@ -85,7 +77,8 @@ class CAPOTrainer(DPOTrainer):
         pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
         self._capo_packing: dict[bool, PaddingFree] = {}
         self._capo_padding_free, args.padding_free = args.padding_free, False  # DPOTrainer would warn that it pads
-        super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *rest, **kwargs)
+        super().__init__(model, ref_model, args, data_collator, train_dataset, eval_dataset, *rest, **kw)
+        check_adapters(self.model if self.ref_model is None else None)
         args.padding_free = self._capo_padding_free
         self.data_collator = PairCollator(self.data_collator)
         if args.noise_rate == "auto":
@@ -142,7 +135,8 @@ class CAPOTrainer(DPOTrainer):
         groups = torch.full_like(rho, -1, dtype=torch.long) if groups is None else groups
         trusted = torch.zeros_like(rho, dtype=torch.bool) if trusted is None else trusted
         witness = torch.zeros_like(rho.detach()) if witness is None else witness
-        if self.args.asks_reference:
+        moves = any(getattr(c, "update_ref_model", False) for c in self.callback_handler.callbacks)  # TRL's BEMA
+        if self.args.asks_reference and not moves:
             tokens = sum(inputs["completion_mask"].sum(dim=1).chunk(2)).clamp(min=1)
             witness = torch.asinh(((ref_chosen - ref_rejected).float() / tokens.sqrt()).nan_to_num(0.0, 0.0, 0.0))
         rate, label_weight, group_rate = self._capo_noise_rates(groups, pairs, trusted, witness)

@@ -72,8 +72,7 @@ def training_args(settings: Mapping[str, Any], pairs: int, noise: float, folder:
     """Return the `CAPOConfig` of a run and its method's own options; "true_rate" becomes `noise`, a share of pairs."""
     shared, method = settings["shared"], METHODS[settings["options"]["method"]]
     options = {"report_to": "none", "save_strategy": "no", "logging_steps": 10, "disable_tqdm": True}
-    options["padding_free"] = True
-    options |= shared["training"] | method.config | method.own | settings["options"]
+    options |= {"padding_free": True} | shared["training"] | method.config | method.own | settings["options"]
     options = {name: noise if value == "true_rate" else value for name, value in options.items()}
     own = {name: options.pop(name) for name in [*method.own, "method", "pair_log"] if name in options}
     batch = options.get("per_device_train_batch_size", CAPOConfig.per_device_train_batch_size)
