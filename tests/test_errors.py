@@ -23,11 +23,22 @@ HTML = "<script>alert(1)</script>"
 PLAN = {"methods": {"dpo": {}}, "noise": {"n": {"kind": "flip", "rate": 0.1}}, "learning_rates": [1e-4]}
 PLAN |= {"grid": [{"methods": ["dpo"], "noise": ["n"], "seeds": [0], "epochs": 1}]}
 
+SIDES, CALLS = ("prompt", "chosen", "rejected"), [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+def turn(role: str, content=None, calls=None) -> dict:
+    return {"role": role, "content": content, "tool_calls": calls}
+
+
 # What is wrong with the data set: a change of every row.
 DATA = {
     "good": lambda row: {},
     "no_rejected": lambda row: {"rejected": None, "refused": "no"},
     "weight_text": lambda row: {"weight": "much"},
+    "parts": lambda row: {side: [turn("user", [{"type": "text", "text": row[side]}])] for side in SIDES},
+    "text_turns": lambda row: {side: str([turn("user", row[side])]) for side in SIDES},
+    "one_turn": lambda row: {"prompt": [turn("user", "q")]} | {side: turn("user", "a") for side in SIDES[1:]},
+    "calls": lambda row: {side: [turn("user", "q")] for side in SIDES} | {"chosen": [turn("assistant", calls=CALLS)]},
 }
 SIZE = {"per_device_train_batch_size": 25}
 # The command, the options that differ from those that work, and what the message must name.
@@ -44,6 +55,11 @@ MISTAKES = {
     "train_log_of_a_stream": ("train", {"pair_log": True, "dataset_streaming": True}, "stream"),
     "train_dry_run_in_file": ("train", {"dry_run": True}, "command line"),
     "train_weight_text": ("train", {"dataset_name": "weight_text.jsonl"}, "'weight'"),
+    "train_adapter": ("train", {"model_name_or_path": "adapter"}, "it is an adapter; merge it"),
+    "train_parts": ("train", {"dataset_name": "parts.jsonl"}, "row 0 of train_dataset: its chat template writes"),
+    "train_calls": ("train", {"dataset_name": "calls.jsonl"}, "row 0 of train_dataset: its chat template leaves out"),
+    "train_text_turns": ("train", {"dataset_name": "text_turns.jsonl"}, "is a list of messages written as text"),
+    "train_one_turn": ("train", {"dataset_name": "one_turn.jsonl"}, "or lists of messages"),
     "train_missing_checkpoint": ("train", {"resume_from_checkpoint": "nothing"}, "resume_from_checkpoint='nothing'"),
     "train_noise_without_kind": ("train", {"inject_rate": "0.2"}, "inject_rate"),
     "train_log_of_other_data": ("train", {"pair_log": "trained/pair_log"}, "pair_log"),
@@ -59,6 +75,7 @@ MISTAKES = {
     "evaluate_no_beta": ("evaluate", {"beta": 0}, "beta"),
     "evaluate_one_or_several": ("evaluate", {"compare": ["x"]}, "model_name_or_path or, for several models, compare"),
     "evaluate_no_room": ("evaluate", {"max_length": 5}, "max_length=5"),
+    "evaluate_parts": ("evaluate", {"dataset_name": "parts.jsonl"}, "row 0 of the data: its chat template writes"),
     "evaluate_into_a_file": ("evaluate", {"output_dir": "good.jsonl/out"}, "good.jsonl/out"),
     "noise_folder_exists": ("noise", {"output_dir": "trained"}, "output_dir"),
     "clean_rule_without_scores": ("clean", {"drop_top": "10%"}, "suspects with a rule"),
@@ -71,13 +88,14 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, model_dir) -> Path:
+def place(tmp_path_factory, model_dir, lora_dir) -> Path:
     """Folder with data sets that have one fault each, and a run with its pair log."""
     folder = tmp_path_factory.mktemp("place")
     for name, change in DATA.items():
         rows = [{**row, **change(row)} for row in make_pairs()]
         lines = [json.dumps({key: value for key, value in row.items() if value is not None}) for row in rows]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    shutil.copytree(lora_dir, folder / "adapter")
     rows = [{**row, "chosen": row["chosen"] + HTML} for row in make_pairs()]
     (folder / "html.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "other.jsonl").write_text('{"pair": 0, "decision": "flip", "fingerprint": "0"}\n')

@@ -3,16 +3,18 @@
 import json
 import logging
 import math
+import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import CPU_ARGUMENTS, byte_tokenizer, forked, logged
+from conftest import CPU_ARGUMENTS, as_conversation, byte_tokenizer, forked, logged
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
@@ -99,6 +101,31 @@ def test_noise_and_the_pair_log(write_config, assert_same, tmp_path, pairs, monk
     assert (info.pairs, info.fingerprint) == (24, fingerprint(noisy))
     source = {"dataset_name": str(tmp_path / "train.jsonl"), "dataset_config": None, "dataset_train_split": "train"}
     assert info.source == source | {"group_column": "auto", "inject_score_column": None} | noise
+
+
+def test_pairs_that_do_not_fit_are_counted_by_group(write_config, pairs):
+    code, _, err = forked(
+        train, "--config", write_config(max_length=16, eval_strategy="steps", dataset_test_split="train")
+    )
+    lost = Counter(row["language"] for row in pairs if len(row["prompt"].encode()) >= 16)
+    assert code == 0, err
+    for name in ("train_dataset", "eval_dataset"):
+        assert f"{name}: max_length=16 drops pairs whose prompt alone fills it (all pairs {lost.total()} of 24" in err
+    assert all(f"{name} {number} of 8" in err for name, number in lost.items())
+
+
+@pytest.mark.parametrize("checked", [1, 100])
+def test_a_row_that_the_chat_template_refuses_is_named(write_config, model_dir, tmp_path, pairs, monkeypatch, checked):
+    monkeypatch.setattr(sys.modules["trl_capo.train.command"], "CHECKED_ROWS", checked)
+    folder, tokenizer = shutil.copytree(model_dir, tmp_path / "strict"), byte_tokenizer()
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system, please') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    config, rows = write_config(model_name_or_path=str(folder)), [as_conversation(row) for row in pairs]
+    rows[20]["prompt"].insert(0, {"role": "system", "content": "Be brief."})
+    Dataset.from_list(rows).to_json(tmp_path / "train.jsonl")
+    code, _, err = forked(train, "--config", config)
+    assert (code, "cannot tokenise row 20 of train_dataset: no system, please" in err) == (2, True), err
 
 
 class Terminated(CAPOTrainer):

@@ -67,6 +67,8 @@ def model_problem(name: str | None, error: Exception) -> str:
     path = str(name)
     if name is None or ((path.startswith((".", "/", "~")) or path.count("/") > 1) and not os.path.isdir(path)):
         return "there is no such folder, and no such model on the hub"
+    if os.path.isfile(os.path.join(path, "adapter_config.json")):
+        return "it is an adapter; merge it into its base (merge_and_unload), or pass a PeftModel to CAPOTrainer"
     return " ".join(str(error).split())
 
 

@@ -26,6 +26,7 @@ STREAM_ROWS = 100
 BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"}
 _BATCH = 10_000
 _COLUMNS, _PROMPT_LIKE = ("prompt", "chosen", "rejected"), ("question", "instruction", "input", "query")
+_AS_TEXT = r"^\s*\[\s*\{\s*['\"](role|content|from)['\"]"  # as spreadsheets hold a list of messages
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -64,7 +65,7 @@ def _without_repeated_prompt(rows: Any, split: str) -> Any:
 def _continues(prompt: Any, answer: Any) -> bool:
     if isinstance(prompt, str) and isinstance(answer, list):
         prompt = answer[:1] if answer and answer[0].get("content") == prompt else None
-    return bool(prompt and answer) and len(answer) > len(prompt) and answer[: len(prompt)] == prompt
+    return bool(prompt and answer) and type(prompt) is type(answer) and answer[: len(prompt)] == prompt != answer
 
 
 def select_split(splits: Mapping[str, Any], split: str, option: str) -> Dataset | IterableDataset:
@@ -166,6 +167,7 @@ def _row_problems(texts: Mapping[str, pa.Array]) -> Iterator[tuple[str, pa.Array
     """Yield what can be wrong with a row, and the (B,) mask of the rows that have this fault."""
     for column, text in texts.items():
         yield f"{column} is null", text.is_null()
+        yield f"{column} is a list of messages written as text", pc.match_substring_regex(text, _AS_TEXT)
     for column in ("chosen", "rejected"):
         yield f"{column} is empty", pc.or_(pc.equal(texts[column], ""), pc.utf8_is_space(texts[column]))
     yield "chosen equals rejected", pc.equal(texts["chosen"], texts["rejected"])

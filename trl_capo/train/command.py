@@ -1,14 +1,20 @@
 """`trl-capo train`: what each training process does, with the arguments and YAML files of `trl dpo`."""
 
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
 import torch
 from accelerate.logging import get_logger
-from transformers import AutoConfig
+from datasets import Dataset
+from transformers import AutoConfig, AutoProcessor, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
@@ -17,14 +23,17 @@ from trl_capo.callbacks.pair_log import PairLog
 from trl_capo.callbacks.preemption import CheckpointOnSigterm, last_complete_checkpoint
 from trl_capo.common.command import model_problem, parse_with_rest, processes, run
 from trl_capo.core.config import CAPOConfig
+from trl_capo.core.pairs import PAIR, find_groups
 from trl_capo.core.trainer import CAPOTrainer
 from trl_capo.data.load import check_pairs, load_mixture, load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, NoiseArguments, inject_noise
+from trl_capo.data.tokenise import length_warnings, summarise_lengths, tokenise_rows
 
 logger = get_logger(__name__)
 
 PROG = "trl-capo train"
 USAGE = f"{PROG} [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
+CHECKED_ROWS = 100  # that are tokenised before the model loads
 _PAIR_LOG = "Log every pair of every step for `trl-capo audit`: true for output_dir/pair_log, or the name of a folder."
 
 
@@ -91,11 +100,38 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
     loading = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype, **hub}
     args.model_init_kwargs = loading | (args.model_init_kwargs or {})
     peft = {"quantization_config": get_quantization_config(model_args), "peft_config": get_peft_config(model_args)}
-    trainer = CAPOTrainer(model_args.model_name_or_path, args=args, callbacks=callbacks, **data, **peft)
+    _tokenise(data, model, hub, CHECKED_ROWS)
+    try:
+        trainer = CAPOTrainer(model, args=args, callbacks=callbacks, **data, **peft)
+    except Exception:
+        _tokenise(data, model, hub)  # to name the row, if one is the reason
+        raise
+    for name, rows in data.items():
+        for warning in _length_warnings(name, rows, getattr(trainer, name), args):
+            logger.warning(f"{name}: {warning}")
     if script_args.ignore_bias_buffers:
         buffers = trainer.model.named_buffers()
         trainer.model._ddp_params_and_buffers_to_ignore = [name for name, part in buffers if part.dtype == torch.bool]
     prepared += [trainer, callbacks[0], script_args.dataset_name]
+
+
+def _tokenise(data: dict[str, Any], model: str, hub: dict[str, Any], most: int | None = None) -> None:
+    """Tokenise the first rows, or all; raise ValueError with the number of one that the tokenizer cannot read."""
+    tokenizer = AutoProcessor.from_pretrained(model, **hub)
+    for name, rows in data.items() if isinstance(tokenizer, PreTrainedTokenizerBase) else ():
+        deque(tokenise_rows(islice(rows or (), most), tokenizer, model, name), maxlen=0)
+
+
+def _length_warnings(name: str, rows: Any, prepared: Any, args: CAPOConfig) -> list[str]:
+    """Return what `max_length` did to every group, going by the rows that DPOTrainer prepared from these."""
+    if not isinstance(rows, Dataset) or "prompt_ids" not in prepared.column_names:
+        return []  # a stream, or images, which are prepared later
+    table = prepared.with_format("arrow").select_columns([PAIR, "prompt_ids", "chosen_ids", "rejected_ids"])[:]
+    prompt, *answers = (pc.list_value_length(part).to_numpy() for part in table.columns[1:])
+    lengths = pd.DataFrame({"length": prompt + np.maximum(*answers), "prompt": prompt}, index=table[PAIR].to_numpy())
+    labels = find_groups(rows, args.group_column, name)[1]
+    summary = summarise_lengths(lengths.reindex(range(len(rows))), labels, args.max_length)
+    return length_warnings(summary, args.max_length, drops=args.truncation_mode == "keep_start")
 
 
 def load_data(data: ScriptArguments, args: CAPOConfig, mixture: DatasetMixtureConfig, noise: NoiseArguments) -> tuple:
