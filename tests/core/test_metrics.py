@@ -42,6 +42,8 @@ def test_means_by_hand():
     assert {key: found[key] for key in expected} == pytest.approx(expected)
     assert "capo/weight" not in found
     assert metrics.take() == {}
+    metrics.add(pair_batch([2.0], [0]))  # a batch of one pair that is logged alone
+    assert metrics.take()["rewards/margins"] == 2
 
 
 def test_evaluated_pairs_that_a_sampler_repeats_count_once():

@@ -84,7 +84,7 @@ class PairMetrics:
             rows = self._accelerator.gather(pad_across_processes(rows, pad_index=-2))
         (groups, pairs), values = rows[0].cpu().unbind(dim=1), rows[1].double().cpu()
         pairs = torch.where(pairs < 0, -1 - torch.arange(len(pairs)), pairs)  # none of these occurs twice
-        first = np.sort(np.unique(pairs, return_index=True)[1])  # samplers repeat pairs to fill up the last batch
+        first = torch.from_numpy(np.sort(np.unique(pairs, return_index=True)[1]))  # samplers repeat pairs in the end
         kept = first[groups[first] > -2]
         groups, values = groups[kept], values[kept]
         means = dict(zip(VALUES, values.mean(dim=0).tolist(), strict=True))
