@@ -18,7 +18,7 @@ FLOORS = {
     "study": {"core", "common", "callbacks", "data"},
 }
 """What each folder may import besides itself. `__init__.py` and `cli.py` are above all of them."""
-LINES = {"trl_capo": 5200, "trl_capo/core": 1200, "tests": 6500, "scripts": 1200}
+LINES = {"trl_capo": 5400, "trl_capo/core": 1200, "tests": 6500, "scripts": 1200}
 
 
 def imported_folders(path: Path) -> set[str]:

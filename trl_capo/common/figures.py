@@ -21,12 +21,12 @@ def plot_style(names: Iterable[str]) -> AbstractContextManager[None]:
     return matplotlib.rc_context(STYLE | {"font.family": choose_fonts(names)})
 
 
-def new_figure(width: float, height: float) -> tuple[Any, Any]:
-    """Return a figure of this size in inches, and its axes."""
+def new_figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
+    """Return a figure of this size in inches, and its axes; `options` are those of `Figure.subplots`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    return figure, figure.subplots(**options)
 
 
 def new_rows(names: Sequence[str], height: float, dotted: float, label: str | None = None) -> tuple[Any, Any]:

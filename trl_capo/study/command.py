@@ -21,6 +21,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from trl_capo.common.command import need, parse, processes, run
+from trl_capo.common.text import Rows, text_table
 from trl_capo.study.plan import CACHE_RUN, RESULT, Run, StudyPlan
 from trl_capo.study.report import write_report
 from trl_capo.study.results import ALL
@@ -48,7 +49,7 @@ def start_run(plan: StudyPlan, run: Run, environment: dict[str, str], pipe: IO[s
         raise ChildProcessError(f"the run {run.name} failed (see {log}): {last or process.returncode}")
 
 
-def study(plan: StudyPlan, jobs: int = 1, start: Callable[..., None] = start_run) -> None:
+def study(plan: StudyPlan, jobs: int = 1, start: Callable[..., None] = start_run) -> Rows:
     """Make the unfinished runs, `jobs` at a time, and write the report; ValueError or OSError if that fails."""
     check_runs(plan)
     folder = Path(plan.output_dir)
@@ -60,7 +61,7 @@ def study(plan: StudyPlan, jobs: int = 1, start: Callable[..., None] = start_run
         _run_all(plan, [CACHE_RUN], 1, start, "Filling the caches")
         _run_all(plan, plan.tuning_runs(), jobs, start, "Selecting learning rates")
         _run_all(plan, plan.grid_runs(plan.selected_rates()), jobs, start, "Running the grid")
-        write_report(plan)
+        return write_report(plan)
 
 
 def check_runs(plan: StudyPlan) -> None:
@@ -125,9 +126,9 @@ def _main(argv: Sequence[str]) -> int:
         raise ValueError(f"jobs={options.jobs}: choose 1 or more")
     processes()
     try:
-        write_report(plan) if options.report_only else study(plan, options.jobs)
+        rows = write_report(plan) if options.report_only else study(plan, options.jobs)
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted. The same command continues after the finished runs.", file=sys.stderr)
         return 130
-    print(f"Report: {plan.output_dir}/report.md")
+    print(text_table(rows), f"Report: {plan.output_dir}/report.md", sep="\n")
     return 0

@@ -1,5 +1,6 @@
 """Write the report, the table and the plots of a study into its folder."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from trl_capo.common.figures import MARKERS, new_figure, plot_style, save
-from trl_capo.common.text import count, markdown_table, one_line, percent
+from trl_capo.common.text import Rows, count, markdown_table, one_line, percent
 from trl_capo.study.plan import StudyPlan
 from trl_capo.study.results import ALL, Cell, Key, estimate, read_cells, tidy_table, worst_group
 
@@ -26,8 +27,8 @@ TABLES = [  # title, measure, format, value that stands for equality with the ba
 ]
 
 
-def write_report(plan: StudyPlan) -> None:
-    """Write results.csv, results.parquet, report.md and the plots of the finished runs of the grid."""
+def write_report(plan: StudyPlan) -> Rows:
+    """Write results.csv, results.parquet, report.md and the plots of the finished runs; return a table of them."""
     cells, folder = read_cells(plan), Path(plan.output_dir)
     table = tidy_table(cells)
     table.to_csv(folder / "results.csv", index=False, lineterminator="\r\n")
@@ -57,6 +58,14 @@ def write_report(plan: StudyPlan) -> None:
     versions = table.filter(like="version_").drop_duplicates().rename(columns=lambda name: name[len("version_") :])
     lines += ["", *(f"Versions: {', '.join(map(' '.join, row.items()))}." for row in versions.to_dict("records"))]
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    has_groups, rows = len(next(iter(cells.values())).groups) > 1, []
+    shown = [TABLES[number][1:] for number in (0, 1, 4, 5)][: 4 if has_groups else 3]
+    for (epochs, noise, method), cell in cells.items():
+        base = cells.get((epochs, noise, plan.baseline))
+        texts = [_text(cell, base, *table) or "" for table in shown]
+        rows.append([f"{method}, {noise}, {count(epochs, 'epoch')}", *texts])
+    headings = ["", "accuracy, % (seeds)", f"minus {plan.baseline}'s", "gap, multiple", "worst group, %"]
+    return [headings[: 1 + len(shown)], *rows]
 
 
 def _tables(plan: StudyPlan, cells: Cells) -> list[str]:
@@ -128,7 +137,38 @@ def plot_study(plan: StudyPlan, cells: Mapping[Key, Cell], folder: Path) -> dict
                 columns = min(5, max(1, int(figure.get_figwidth() / (LETTER * max(map(len, methods)) + 0.5))))
                 figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns)
                 captions[save(figure, folder / f"{name}_{epochs:g}ep.png")] = f"{caption}, {count(epochs, 'epoch')}"
+            for noise in noises:
+                own = {method: cell for (label, method), cell in part.items() if label == noise}
+                own = {m: cell for m, cell in own.items() if m == plan.baseline or cell.results[0]["noise_rates"]}
+                if len(own) > 1 and len(next(iter(own.values())).groups) > 1:
+                    path = folder / f"groups_{re.sub(r'[^A-Za-z0-9]+', '_', noise).strip('_')}_{epochs:g}ep.png"
+                    captions[save(_by_group(own, styles), path)] = f"Groups, {noise}, {count(epochs, 'epoch')}"
     return captions
+
+
+def _by_group(cells: Mapping[str, Cell], styles: Styles) -> Any:
+    """Draw the accuracy of methods in every group, and beside it the noise rates, estimated and true."""
+    groups = [*next(iter(cells.values())).groups, ALL]
+    size = {"width": 8.5, "height": 1.3 + (0.12 + 0.13 * len(cells)) * len(groups)}
+    figure, (left, right) = new_figure(**size, ncols=2, sharey=True, width_ratios=(3, 2))
+    places = np.arange(len(groups))
+    for number, (method, cell) in enumerate(cells.items()):
+        found = 100 * np.array([estimate(cell, "accuracy", group) for group in groups])
+        reach = [found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]]
+        shifted = places + 0.7 * ((number + 0.5) / len(cells) - 0.5)
+        left.errorbar(found[:, 0], shifted, xerr=reach, linestyle="none", label=one_line(method), **styles[method])
+        if cell.results[0]["noise_rates"]:
+            rates = [[result["noise_rates"].get(group, np.nan) for group in groups] for result in cell.results]
+            right.plot(100 * np.mean(rates, axis=0), shifted, linestyle="none", **styles[method])
+    shares = [[result["noise_shares"][group] for group in groups] for result in cell.results]
+    right.plot(100 * np.mean(shares, axis=0), places, "x", color="tab:red", label="true rate")
+    for axes in (left, right):
+        axes.axhline(len(groups) - 1.5, color="0.7", linewidth=0.8)
+    left.set_yticks(places, map(one_line, groups))
+    left.set(xlabel="reward accuracy, % (95 % interval)", ylim=(len(groups) - 0.5, -0.5))
+    right.set(xlabel="noise rate, %", xlim=(0, None))
+    figure.legend(loc="outside upper center", ncols=len(cells) + 1)
+    return figure
 
 
 def _over_noise(cells: Cells, noises: Sequence[str], styles: Styles, measure: str) -> Any:
