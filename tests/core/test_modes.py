@@ -13,7 +13,7 @@ import transformers
 from conftest import logged, save_tiny_model, tiny_config, tiny_llava
 from datasets import Dataset
 from oracles import COMMON, LORA, PLAIN, Oracle, expected_logs, load, same, token_log_probs, weights
-from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from PIL import Image
 from rates_oracle import KeepEstimates, pair_rates
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
@@ -115,7 +115,6 @@ OTHERS = {
     "saved modules": LoraConfig(**LORA, modules_to_save=["lm_head", "embed_tokens", "norm"]),
     "tokens": LoraConfig(**LORA, trainable_token_indices=[100, 101, 102]),
     "IA3": IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
-    "norms": LNTuningConfig(task_type="CAUSAL_LM"),
 }
 
 

@@ -38,7 +38,7 @@ def test_settings_data_lengths_steps_and_memory_are_reported(report):
     assert code == 0, output
     assert "beta=0.3" in output[output.index("Settings") : output.index("Data")]
     assert "hf_x" not in output
-    assert "24 training pairs in 3 groups by language" in output
+    assert "24 training pairs in 3 groups by language evidence about noise: 0 trusted labels; 10 to 20" in output
     assert " 33 0.0 " in output[output.index("all pairs 24") :]
     assert "6 optimiser steps of 8 pairs (4 per device x 2 accumulated x 1 process), 2.0 epochs of 24 pairs" in output
     assert "at 4 pairs of 33 tokens 37,280 parameters" in output
@@ -49,8 +49,9 @@ def test_warnings_leave_the_exit_code_0(report):
     rows += rows[:2]
     rows[5]["rejected"] = rows[5]["chosen"]
     rows[2]["prompt"] = "x" * 90
+    rows = [row | {"trusted": number < 30} for number, row in enumerate(rows * 2)]
     code, output = report(rows, max_length=80, per_device_train_batch_size=10_000_000)
-    assert code == 0
+    assert (code, "30 trusted labels, 9 to 11 per group; 10 to 20" in output) == (0, True)
     assert output.count("- train_dataset:") == 1  # an equal pair
     assert "no error, 4 warnings" in output  # and one that is cut, one whose prompt is too long, and the memory
 

@@ -11,6 +11,8 @@ from dataclasses import fields
 from os.path import isfile
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import psutil
 import torch
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
@@ -23,7 +25,7 @@ from trl.cli.accelerate_config import resolve_accelerate_config_argument
 from trl_capo.common.command import model_problem, parse_with_rest, processes, run
 from trl_capo.common.text import count, escape, text_table
 from trl_capo.core.config import CAPOConfig
-from trl_capo.core.pairs import PairIndex, find_groups
+from trl_capo.core.pairs import TRUSTED, PairIndex, find_groups
 from trl_capo.data.load import check_pairs
 from trl_capo.data.tokenise import ALL_PAIRS, length_table, length_warnings, measure_lengths
 from trl_capo.train.command import ARGUMENT_TYPES, PROG, load_data
@@ -52,7 +54,8 @@ def dry_run(argv: Sequence[str]) -> None:
     column, labels = find_groups(pairs, args.group_column, "train_dataset")
     where = "" if pairs is train else " at the start of a stream"
     groups = f" in {count(len(set(labels)), 'group')} by {column}" if labels else ""
-    _show("Data", [count(len(pairs), "training pair") + where + groups])
+    evidence = [_evidence(pairs, labels, args.witness)] if args.noise_rate == "auto" else []
+    _show("Data", [count(len(pairs), "training pair") + where + groups, *evidence])
     name, hub = model_args.model_name_or_path, {"revision": model_args.model_revision}
     hub["trust_remote_code"] = args.trust_remote_code
     try:
@@ -69,6 +72,15 @@ def dry_run(argv: Sequence[str]) -> None:
     _show("Memory", _memory(args, model_args, config, min(longest, args.max_length or longest), launch, warnings))
     _show("Warnings", [f"- {warning}" for warning in warnings])
     print(f"Dry run: no error, {count(len(warnings), 'warning')}. Nothing was trained or written.")
+
+
+def _evidence(pairs: Dataset, labels: Sequence[str] | None, witness: str) -> str:
+    """Say what is known about the labels besides the model's own view of them."""
+    trusted = np.array(pairs[TRUSTED][:] if TRUSTED in pairs.column_names else [False] * len(pairs))
+    by_group = pd.Series(trusted).groupby(np.array(labels or [""] * len(pairs))).sum()
+    hint = "" if by_group.min() >= 10 else "; 10 to 20 checked labels per group help if many labels are wrong"
+    spread = f", {by_group.min()} to {by_group.max()} per group" if labels and trusted.any() else ""
+    return f"evidence about noise: {count(int(trusted.sum()), 'trusted label')}{spread}{hint}; witness: {witness}"
 
 
 def launched_processes(words: Sequence[str]) -> dict[str, Any]:
