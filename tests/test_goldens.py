@@ -6,32 +6,12 @@ import tarfile
 from pathlib import Path
 
 import golden_cases
-import pyarrow.parquet as pq
+import pandas as pd
 import pytest
 from conftest import run_main
 
 GOLDENS = Path(__file__).with_name("goldens")
 REPOSITORY = Path(__file__).parents[1]
-
-
-def golden(name: str) -> dict:
-    return json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def assert_close(found, expected, place=""):
-    """Compare JSON: numbers within 1e-4, relative or absolute, and all else exactly."""
-    if isinstance(expected, dict):
-        assert set(found) == set(expected), place
-        for key, value in expected.items():
-            assert_close(found[key], value, f"{place}/{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), place
-        for index, value in enumerate(expected):
-            assert_close(found[index], value, f"{place}/{index}")
-    elif isinstance(expected, int | float) and not isinstance(expected, bool):
-        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4), place
-    else:
-        assert found == expected, place
 
 
 def table_of(text: str) -> list[list[str]]:
@@ -53,18 +33,17 @@ def assert_same_text(found: str, expected: str):
 def test_the_audit_of_a_fixed_log_finds_the_recorded_scores_and_rates(tmp_path):
     from trl_capo.audit.command import main
 
-    recorded = golden("audit")
+    recorded = json.loads((GOLDENS / "audit.json").read_text(encoding="utf-8"))
     golden_cases.audited_pairs().to_json(tmp_path / "pairs.jsonl", force_ascii=False)
     golden_cases.write_pair_log(tmp_path / "run" / "pair_log", recorded["fingerprint"])
     options = {"--dataset_name": tmp_path / "pairs.jsonl", "--output_dir": tmp_path / "audit"}
     code, _, err = run_main(main, tmp_path / "run", *(word for option in options.items() for word in option))
     assert code == 0, err
-    rows = sorted(pq.read_table(tmp_path / "audit" / "suspects.parquet").to_pylist(), key=lambda row: row["pair"])
     expected = recorded["mean_margin"]
-    columns = [name for name in expected if name != "rates"]
-    assert_close({name: [row[name] for row in rows] for name in columns}, {name: expected[name] for name in columns})
-    order = [row["pair"] for row in sorted(rows, key=lambda row: row["rank"])]
-    assert_close([expected["score"][pair] for pair in order], sorted(expected["score"], reverse=True))
+    columns = pd.DataFrame({name: values for name, values in expected.items() if name != "rates"})
+    rows = pd.read_parquet(tmp_path / "audit" / "suspects.parquet").sort_values("pair", ignore_index=True)
+    pd.testing.assert_frame_equal(rows[columns.columns], columns, check_dtype=False, rtol=1e-4, atol=1e-4)
+    assert columns["score"][rows.sort_values("rank")["pair"]].is_monotonic_decreasing
     rates = table_of((tmp_path / "audit" / "report.md").read_text(encoding="utf-8").partition("## Noise rates")[2])
     for found, wanted in zip(rates[1:], expected["rates"], strict=True):
         assert_same_text(" | ".join(found), " | ".join(wanted))

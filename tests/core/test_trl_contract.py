@@ -44,7 +44,8 @@ NAMES = {
 }
 TRAINER = """
     _metrics _set_signature_columns_if_needed _signature_columns accelerator add_callback args aux_loss_enabled beta
-    callback_handler compute_loss compute_ref_log_probs control data_collator end evaluate evaluation_loop
+    callback_handler compute_loss compute_ref_log_probs control create_model_card data_collator end eval_dataset
+    evaluate evaluation_loop
     f_alpha_divergence_coef f_divergence_type is_world_process_zero ld_alpha log log_history loss_types model
     precompute_ref_logps push_to_hub ref_model save_model state train train_dataset use_weighting
 """

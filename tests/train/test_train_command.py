@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from trl_capo import CAPOTrainer
 from trl_capo.callbacks.pair_log import read_log
 from trl_capo.common.fingerprint import fingerprint
 from trl_capo.data.noise import inject_noise
+from trl_capo.train.card import CardTrainer
 from trl_capo.train.command import main
 
 PROJECT = Path(__file__).parents[2]
@@ -64,10 +66,10 @@ def assert_same(make_args, model_dir, pairs, tmp_path):
     return check
 
 
-def train(*words: str, trainer=CAPOTrainer) -> int:
+def train(*words: str, trainer=CardTrainer) -> int:
     """The command in a forked process, in which pytest no longer takes the warnings."""
     logging.getLogger("trl_capo").addHandler(logging.StreamHandler())
-    sys.modules["trl_capo.train.command"].CAPOTrainer = trainer
+    sys.modules["trl_capo.train.command"].CardTrainer = trainer
     return main(words)
 
 
@@ -103,8 +105,8 @@ def test_noise_and_the_pair_log(write_config, assert_same, tmp_path, pairs, monk
     assert info.source == source | {"group_column": "auto", "inject_score_column": None} | noise
 
 
-def test_pairs_that_do_not_fit_are_counted_by_group(write_config, pairs):
-    code, _, err = forked(
+def test_pairs_that_do_not_fit_are_counted_by_group_and_the_model_card_has_the_others(write_config, pairs, tmp_path):
+    code, out, err = forked(
         train, "--config", write_config(max_length=16, eval_strategy="steps", dataset_test_split="train")
     )
     lost = Counter(row["language"] for row in pairs if len(row["prompt"].encode()) >= 16)
@@ -112,6 +114,10 @@ def test_pairs_that_do_not_fit_are_counted_by_group(write_config, pairs):
     for name in ("train_dataset", "eval_dataset"):
         assert f"{name}: max_length=16 drops pairs whose prompt alone fills it (all pairs {lost.total()} of 24" in err
     assert all(f"{name} {number} of 8" in err for name, number in lost.items())
+    card = (tmp_path / "output" / "README.md").read_text(encoding="utf-8")
+    (accuracy,) = re.findall(r"'eval_rewards/accuracies/de': '([^']*)'", out)[-1:]
+    parts = [f"| de | - | 8 | {100 * float(accuracy):.1f} [", "| 日本 | - | - | - |", "| all pairs | - | 16 |"]
+    assert all(part in card for part in [*parts, "max_length=16\n"])
 
 
 @pytest.mark.parametrize("checked", [1, 100])
@@ -128,7 +134,7 @@ def test_a_row_that_the_chat_template_refuses_is_named(write_config, model_dir, 
     assert (code, "cannot tokenise row 20 of train_dataset: no system, please" in err) == (2, True), err
 
 
-class Terminated(CAPOTrainer):
+class Terminated(CardTrainer):
     """Receives SIGTERM in the second step."""
 
     def training_step(self, *args, **kwargs):

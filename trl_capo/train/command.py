@@ -24,10 +24,10 @@ from trl_capo.callbacks.preemption import CheckpointOnSigterm, last_complete_che
 from trl_capo.common.command import model_problem, parse_with_rest, processes, run
 from trl_capo.core.config import CAPOConfig
 from trl_capo.core.pairs import PAIR, find_groups
-from trl_capo.core.trainer import CAPOTrainer
 from trl_capo.data.load import check_pairs, load_mixture, load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, NoiseArguments, inject_noise
 from trl_capo.data.tokenise import length_warnings, summarise_lengths, tokenise_rows
+from trl_capo.train.card import CardTrainer
 
 logger = get_logger(__name__)
 
@@ -61,9 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sigterm.stopped:
         return 143  # what shells report for a process that SIGTERM ended
     trainer.save_model()
+    card = {"dataset_name": None if dataset_name and Path(dataset_name).exists() else dataset_name}
+    trainer.create_model_card(Path(trainer.args.output_dir).name, **card)
     trainer.accelerator.print(f"Training completed. Model saved to {trainer.args.output_dir}.")
     if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=dataset_name)
+        trainer.push_to_hub(**card)
     trainer.end()
     return 0
 
@@ -102,7 +104,7 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
     peft = {"quantization_config": get_quantization_config(model_args), "peft_config": get_peft_config(model_args)}
     _tokenise(data, model, hub, CHECKED_ROWS)
     try:
-        trainer = CAPOTrainer(model, args=args, callbacks=callbacks, **data, **peft)
+        trainer = CardTrainer(model, args=args, callbacks=callbacks, **data, **peft)
     except Exception:
         _tokenise(data, model, hub)  # to name the row, if one is the reason
         raise

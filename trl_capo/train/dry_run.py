@@ -6,8 +6,7 @@ ends the dry run. Not covered: what only the trainer's constructor or training i
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from os.path import isfile
 from typing import Any
 
@@ -28,6 +27,7 @@ from trl_capo.core.config import CAPOConfig
 from trl_capo.core.pairs import TRUSTED, PairIndex, find_groups
 from trl_capo.data.load import check_pairs
 from trl_capo.data.tokenise import ALL_PAIRS, length_table, length_warnings, measure_lengths
+from trl_capo.train.card import changed_options
 from trl_capo.train.command import ARGUMENT_TYPES, PROG, load_data
 from trl_capo.train.memory import estimate, model_shape
 
@@ -45,7 +45,7 @@ def dry_run(argv: Sequence[str]) -> None:
     processes()
     script_args, args, model_args, dataset_args, noise_args, *_ = parsed
     launch = launched_processes(launch_options)
-    _show("Settings", [", ".join(_settings(parsed))])
+    _show("Settings", [", ".join(changed_options(parsed))])
     train, evaluation = load_data(script_args, args, dataset_args, noise_args)
     pairs = train if isinstance(train, Dataset) else Dataset.from_list(list(train.take(STREAM_ROWS)))
     warnings = check_pairs(pairs, "train_dataset")
@@ -99,14 +99,6 @@ def _show(title: str, lines: Sequence[str]) -> None:
     wrap = textwrap.TextWrapper(119, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     if lines:
         print(title, *(wrap.fill(escape(line)) for line in lines), "", sep="\n")
-
-
-def _settings(parsed: Sequence[Any]) -> Iterator[str]:
-    for options in parsed:
-        defaults = CAPOConfig(use_cpu=True, bf16=False) if isinstance(options, CAPOConfig) else type(options)()
-        for name, value in ((field.name, getattr(options, field.name)) for field in fields(options)):
-            if value != getattr(defaults, name):
-                yield f"{name}={'***' if name.endswith('_token') else getattr(value, 'value', value)}"
 
 
 def optimiser_steps(args: CAPOConfig, pairs: int, processes: int) -> int:

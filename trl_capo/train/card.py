@@ -1,0 +1,67 @@
+"""The model card of `trl-capo train`: TRL's, with what the run found about labels and accuracy in every group."""
+
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from trl_capo.common.intervals import wilson_interval
+from trl_capo.common.text import count, markdown_table, one_line, percent
+from trl_capo.core.config import CAPOConfig
+from trl_capo.core.pairs import GROUP
+from trl_capo.core.trainer import CAPOTrainer
+
+_BEFORE, _ACCURACY = "### Framework versions", "eval_rewards/accuracies"
+_OF_THE_MACHINE = {
+    "output_dir",
+    "run_name",
+    "report_to",
+    "model_init_kwargs",
+    "push_to_hub",
+    "hub_model_id",
+    "use_cpu",
+}
+
+
+class CardTrainer(CAPOTrainer):
+    """CAPOTrainer whose model card also has the options that differ from the defaults, and a table of the groups."""
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        card = Path(self.args.output_dir, "README.md")
+        if self.is_world_process_zero() and card.is_file():
+            before, mark, after = card.read_text(encoding="utf-8").partition(_BEFORE)
+            card.write_text(f"{before}{describe(self)}\n{mark}{after}", encoding="utf-8")
+
+
+def describe(trainer: CAPOTrainer) -> str:
+    """Return a section on the options, and on the noise rate and the last evaluation of every group, in Markdown."""
+    options = [line for line in changed_options([trainer.args]) if line.partition("=")[0] not in _OF_THE_MACHINE]
+    lines = ["Options that differ from the defaults:\n", "```", *map(one_line, options), "```\n"]
+    estimator, names = trainer.noise_rate_estimator, trainer._capo_index.group_names
+    rates = {"all pairs": estimator.noise_rates[0].item()} | estimator.by_group() if estimator else {}
+    found = next((log for log in reversed(trainer.state.log_history) if _ACCURACY in log), {})
+    held_out = trainer.eval_dataset if found and isinstance(trainer.eval_dataset, Dataset) else {GROUP: []}
+    numbers = Counter(names[number] for number in held_out[GROUP][:] if number >= 0)
+    numbers["all pairs"] = len(held_out[GROUP])
+    rows = [["group", "noise rate, estimated, %", "held-out pairs", "reward accuracy, % [95 %]"]]
+    for name in [*names, "all pairs"]:
+        accuracy, pairs = found.get(_ACCURACY if name == "all pairs" else f"{_ACCURACY}/{name}"), numbers[name]
+        known = accuracy is not None and pairs and importlib.util.find_spec("scipy")
+        interval = wilson_interval(round(accuracy * pairs), pairs) if known else None
+        rows.append([name, percent(rates.get(name)), count(pairs) if pairs else "-", percent(accuracy, interval)])
+    note = "Reward accuracy: share of held-out pairs whose chosen answer has the higher reward (last evaluation)."
+    return "\n".join([*lines, markdown_table(rows), "", note, ""])
+
+
+def changed_options(parsed: Sequence[Any]) -> Iterator[str]:
+    """Yield the options that differ from their defaults; secrets are hidden."""
+    for options in parsed:
+        defaults = CAPOConfig(use_cpu=True, bf16=False) if isinstance(options, CAPOConfig) else type(options)()
+        for name, value in ((field.name, getattr(options, field.name)) for field in fields(options)):
+            if value != getattr(defaults, name):
+                yield f"{name}={'***' if name.endswith('_token') else getattr(value, 'value', value)}"
