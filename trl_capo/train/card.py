@@ -3,7 +3,7 @@
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from datasets import Dataset
 
 from trl_capo.common.intervals import wilson_interval
 from trl_capo.common.text import count, markdown_table, one_line, percent
-from trl_capo.core.config import CAPOConfig
 from trl_capo.core.pairs import GROUP
 from trl_capo.core.trainer import CAPOTrainer
 
 _BEFORE, _ACCURACY = "### Framework versions", "eval_rewards/accuracies"
+_COMPUTED = {"bf16", "activation_checkpointing", "disable_tqdm", "report_to", "accelerator_config", "debug"}
+_COMPUTED |= {"dataloader_pin_memory", "pad_to_multiple_of"}  # where nothing is given
 _OF_THE_MACHINE = {
     "output_dir",
     "run_name",
@@ -59,9 +60,13 @@ def describe(trainer: CAPOTrainer) -> str:
 
 
 def changed_options(parsed: Sequence[Any]) -> Iterator[str]:
-    """Yield the options that differ from their defaults; secrets are hidden."""
+    """Yield the options that differ from their defaults; secrets are hidden.
+
+    No second CAPOConfig is built, because that would reset Accelerate's state while a run uses it.
+    """
     for options in parsed:
-        defaults = CAPOConfig(use_cpu=True, bf16=False) if isinstance(options, CAPOConfig) else type(options)()
-        for name, value in ((field.name, getattr(options, field.name)) for field in fields(options)):
-            if value != getattr(defaults, name):
+        for field in fields(options):
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            name, value = field.name, getattr(options, field.name)
+            if value != default and not (name in _COMPUTED and default in (None, "", "auto", "none", True)):
                 yield f"{name}={'***' if name.endswith('_token') else getattr(value, 'value', value)}"
