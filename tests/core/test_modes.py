@@ -132,6 +132,12 @@ def test_adapters_that_change_the_base_need_a_reference(make_args, model_dir, pa
     CAPOTrainer(model_dir, load(model_dir), **options)
 
 
+def test_a_start_adapter_that_the_reference_would_not_copy_is_refused(make_args, model_dir, pairs):
+    start = get_peft_model(load(model_dir), OTHERS["tokens"])
+    with pytest.raises(ValueError, match="trainable_tokens_delta.default is trained.*merge the adapter first"):
+        CAPOTrainer(start, args=make_args(), train_dataset=pairs)
+
+
 def test_trained_lora_adapter_is_its_own_reference(make_args, model_dir, pairs, tmp_path):
     """The reference of the oracle is the adapter as it was saved, not the base model."""
     get_peft_model(load(model_dir), LoraConfig(**LORA, init_lora_weights=False)).save_pretrained(tmp_path)

@@ -82,6 +82,12 @@ def check_adapters(model: object) -> None:
         if bias != "none" or str(start).split("_")[0] in ("pissa", "olora", "corda", "loftq", "lora"):
             changes = f"bias={bias!r}, init_lora_weights={start!r} changes the base, which is the reference"
             raise ValueError(f"peft_config of adapter {name!r}: {changes}. Leave both out, or pass a ref_model.")
+    if "ref" in getattr(model, "peft_config", {}):  # TRL copies no weights with other names into the reference
+        for name in (name for name, weight in model.named_parameters() if weight.requires_grad):
+            if ".default." not in name and ".modules_to_save." not in name:
+                raise ValueError(
+                    f"{name} is trained, and the reference would not start from it: merge the adapter first."
+                )
 
 
 def _is_number(value: object) -> bool:

@@ -39,10 +39,10 @@ def tokenise(pair: Mapping[str, Any], tokenizer: Any) -> TokenisedPair:
     if is_conversational(pair):
         tools = pair.get("tools")
         options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
-        options |= {"return_dict": False, **(pair.get("chat_template_kwargs") or {})}
+        options |= {"return_dict": False, **pair.get("chat_template_kwargs", {})}
         encode = tokenizer.apply_chat_template
         for side in ("chosen", "rejected"):
-            _check_template(pair["prompt"] + pair[side], partial(encode, tokenize=False, **options))
+            _check_template(pair["prompt"] + pair[side], partial(encode, tokenize=False, **options | {"tools": None}))
         prompt = encode(pair["prompt"], add_generation_prompt=True, **options)
         texts = [encode(pair["prompt"] + pair[side], **options) for side in ("chosen", "rejected")]
     else:
@@ -77,7 +77,7 @@ def tokenise_rows(
     for index, row in enumerate(rows):
         try:
             yield tokenise(row, tokenizer)
-        except (TemplateError, TypeError, ValueError) as error:  # what chat templates raise
+        except (AttributeError, KeyError, TemplateError, TypeError, ValueError) as error:  # what chat templates raise
             raise ValueError(f"the tokenizer of {name!r} cannot tokenise row {index} of {data}: {error}") from error
 
 

@@ -60,7 +60,7 @@ def dry_run(argv: Sequence[str]) -> None:
     hub["trust_remote_code"] = args.trust_remote_code
     try:
         config, tokenizer = (part.from_pretrained(name, **hub) for part in (AutoConfig, AutoTokenizer))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"model_name_or_path={name!r}: {model_problem(name, error)}") from error
     lengths = measure_lengths(pairs, labels, tokenizer, name, args.max_length)
     _show("Tokens of prompt and longer completion", text_table(length_table(lengths, column or "group")).splitlines())
