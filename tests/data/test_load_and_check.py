@@ -6,6 +6,7 @@ from datasets import Dataset, DatasetDict
 from preference_rows import FORMATS, make_data
 from trl import DatasetMixtureConfig
 
+from trl_capo.common.fingerprint import fingerprint
 from trl_capo.data.load import check_pairs, load_mixture, load_pairs, select_split
 
 PAIRS = make_pairs(6)
@@ -115,6 +116,7 @@ def test_a_prompt_that_all_answers_repeat_is_left_out(form, tmp_path, caplog):
     Dataset.from_list(rows).to_json(tmp_path / "pairs.jsonl")
     data = load_pairs(str(tmp_path / "pairs.jsonl"))["train"]
     assert data.column_names == ["chosen", "rejected"]
+    assert fingerprint(data) == fingerprint(Dataset.from_list(rows))
     assert check_pairs(data, "train_dataset") == []
     assert "train: all answers begin with their prompt" in caplog.text
     rows[2]["rejected"] = rows[1]["rejected"]

@@ -18,6 +18,7 @@ from datasets import Dataset, IterableDataset, LargeList, List, Value
 from datasets.exceptions import DatasetsError
 from trl import DatasetMixtureConfig, get_dataset
 
+from trl_capo.common.fingerprint import repeats_prompt
 from trl_capo.common.text import first_few
 
 logger = logging.getLogger(__name__)
@@ -54,18 +55,10 @@ def load_pairs(name: str, *, config: str | None = None, streaming: bool = False,
 
 def _without_repeated_prompt(rows: Any, split: str) -> Any:
     """Drop the column `prompt` if all answers begin with it, since they are whole conversations then."""
-    if isinstance(rows, Dataset) and {*_COLUMNS} <= {*rows.column_names}:
-        texts = rows.select_columns(list(_COLUMNS)).with_format(None)
-        if len(rows) and all(_continues(row["prompt"], row[side]) for row in texts for side in _COLUMNS[1:]):
-            logger.warning(f"{split}: all answers begin with their prompt, so the column `prompt` is left out.")
-            return rows.remove_columns("prompt")
+    if isinstance(rows, Dataset) and repeats_prompt(rows):
+        logger.warning(f"{split}: all answers begin with their prompt, so the column `prompt` is left out.")
+        return rows.remove_columns("prompt")
     return rows
-
-
-def _continues(prompt: Any, answer: Any) -> bool:
-    if isinstance(prompt, str) and isinstance(answer, list):
-        prompt = answer[:1] if answer and answer[0].get("content") == prompt else None
-    return bool(prompt and answer) and type(prompt) is type(answer) and answer[: len(prompt)] == prompt != answer
 
 
 def select_split(splits: Mapping[str, Any], split: str, option: str) -> Dataset | IterableDataset:
