@@ -5,31 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit, logit, logsumexp, softmax
 
-from trl_capo.core.noise_model import (
-    GROUP_PRIOR_PAIRS,
-    LOG_TEMPERATURE_STD,
-    MEAN_SLOPES,
-    NOISE_RATES,
-    PESSIMISM,
-    TEMPERATURES,
-    agreement_log_likelihood,
-    fit_noise_rates,
-    fit_slopes,
-    label_log_odds,
-    witness_log_likelihood,
-)
+from trl_capo.core import noise_model
+from trl_capo.core.noise_model import GROUP_PRIOR_PAIRS, LOG_TEMPERATURE_STD, MEAN_SLOPES, NOISE_RATES, TEMPERATURES
 
 RATES, GRID = torch.tensor([0.1, 0.3]), torch.linspace(-3, 3, 13)
-QUANTILES = (PESSIMISM, 1 - PESSIMISM)
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-def logit(p: float) -> float:
-    return math.log(p / (1 - p))
+QUANTILES = (noise_model.PESSIMISM, 1 - noise_model.PESSIMISM)
 
 
 def test_agreement_by_hand():
@@ -37,9 +19,9 @@ def test_agreement_by_hand():
 
     e = 0.5 gives 0.5 for any rho; rho = 0 gives 0.5 for any e; a rho that is not finite gives log 1.
     """
-    rho = torch.tensor([math.log(3), 0.0, float("nan"), float("inf")])
-    trusted = torch.zeros(4, dtype=torch.bool)
-    found = agreement_log_likelihood(rho, torch.tensor([0.1, 0.5]), torch.tensor([1.0, 0.5]), trusted).exp()
+    rho, rates = torch.tensor([math.log(3), 0.0, float("nan"), float("inf")]), torch.tensor([0.1, 0.5])
+    temperatures, trusted = torch.tensor([1.0, 0.5]), torch.zeros(4, dtype=torch.bool)
+    found = noise_model.agreement_log_likelihood(rho, rates, temperatures, trusted).exp()
     expected = [[[0.7, 0.82], [0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5]], [[1, 1], [1, 1]], [[1, 1], [1, 1]]]
     assert found.tolist() == [[pytest.approx(row) for row in pair] for pair in expected]
 
@@ -47,8 +29,8 @@ def test_agreement_by_hand():
 def test_trusted_labels_have_the_lowest_rate_and_say_nothing_about_rates():
     """Belief 3/4 for rho = ln 3 at t = 1: 0.7 at e = 0.1, which the trusted pair also gives at e = 0.5."""
     rho, trusted, grid = torch.full((2,), math.log(3)), torch.tensor([True, False]), torch.tensor([0.1, 0.5])
-    found = [agreement_log_likelihood(rho, grid, torch.ones(1), trusted)]
-    found.append(witness_log_likelihood(rho, torch.zeros(2), grid, torch.ones(1), trusted))
+    found = [noise_model.agreement_log_likelihood(rho, grid, torch.ones(1), trusted)]
+    found.append(noise_model.witness_log_likelihood(rho, torch.zeros(2), grid, torch.ones(1), trusted))
     for logs in found:
         assert logs.exp().tolist() == [[pytest.approx([0.7])] * 2, [pytest.approx([0.7]), pytest.approx([0.5])]]
 
@@ -60,19 +42,19 @@ def test_label_log_odds_by_hand():
     """
     rho, temperatures = torch.tensor([math.log(3), -math.log(3), float("nan")]), torch.tensor([1.0, 0.5])
     for posterior, belief in (([1.0, 0.0], 0.75), ([0.5, 0.5], 0.825), ([0.0, 0.0], 0.5), ([0.4, 0.0], 0.6)):
-        found = label_log_odds(rho, torch.tensor(posterior), temperatures)
+        found = noise_model.label_log_odds(rho, torch.tensor(posterior), temperatures)
         assert found.tolist() == pytest.approx([logit(belief), -logit(belief), 0], abs=1e-5)
-    assert label_log_odds(torch.tensor([50.0]), torch.tensor([1.0, 0.0]), temperatures).tolist() == [10.0]
+    assert noise_model.label_log_odds(torch.tensor([50.0]), torch.tensor([1.0, 0.0]), temperatures).tolist() == [10.0]
 
 
 def test_witness_likelihood_is_that_of_labels_flipped_at_the_rate():
     witness, log_odds = torch.tensor([2.0, -0.5]), torch.tensor([0.0, 1.0])
-    found = witness_log_likelihood(witness, log_odds, RATES, GRID, torch.zeros(2, dtype=torch.bool))
+    found = noise_model.witness_log_likelihood(witness, log_odds, RATES, GRID, torch.zeros(2, dtype=torch.bool))
     assert found.shape == (2, 2, 13)
     for pair, (x, z) in enumerate(zip(witness.tolist(), log_odds.tolist(), strict=True)):
         for row, e in enumerate(RATES.tolist()):
             for column, a in enumerate(GRID.tolist()):
-                agrees = (1 - e) * sigmoid(z + a * x) + e * sigmoid(-z - a * x)
+                agrees = (1 - e) * expit(z + a * x) + e * expit(-z - a * x)
                 assert float(found[pair, row, column]) == pytest.approx(math.log(agrees), abs=1e-6)
 
 
@@ -100,43 +82,34 @@ def plain_slopes(loglik, rates):
 def test_slopes_equal_a_plain_loop(rows):
     loglik = 5 * torch.randn(rows, 2, 13, generator=torch.Generator().manual_seed(rows))
     rates = torch.tensor([0.05, 0.29, 0.21, 0.12][:rows])
-    found = fit_slopes(loglik, rates, RATES, GRID)
+    found = noise_model.fit_slopes(loglik, rates, RATES, GRID)
     assert found.tolist() == plain_slopes(loglik, rates)
     assert rows == 1 or len(set(found.tolist())) > 1
 
 
-def normalised(logs) -> np.ndarray:
-    weights = np.exp(np.array(logs) - np.max(logs))
-    return weights / weights.sum()
-
-
-def log_mean_exp(logs, weights) -> float:
-    return math.log(sum(math.exp(log) * weight for log, weight in zip(logs, weights, strict=True)))
-
-
 def plain_noise_rates(windows, count: int) -> list[float]:
     """The overall rate and those of the groups, by loops over the grid, from windows of (rho, groups)."""
-    prior = normalised([-0.5 * (math.log(t) / LOG_TEMPERATURE_STD) ** 2 for t in TEMPERATURES])
+    prior = softmax([-0.5 * (math.log(t) / LOG_TEMPERATURE_STD) ** 2 for t in TEMPERATURES])
     overall_loglik, group_loglik = [0.0] * len(NOISE_RATES), np.zeros((count, len(NOISE_RATES)))
 
     def by_temperature(e, pairs):
-        return [sum(math.log(e + (1 - 2 * e) * sigmoid(r / t)) for r in pairs) for t in TEMPERATURES]
+        return [sum(math.log(e + (1 - 2 * e) * expit(r / t)) for r in pairs) for t in TEMPERATURES]
 
     for rho, groups in windows:
         own = [np.array(by_temperature(e, rho)) for e in NOISE_RATES]
-        posterior = normalised(np.array(own) + np.log(prior) + np.array(overall_loglik)[:, None]).sum(axis=0)
-        overall_loglik = [k + log_mean_exp(logs, prior) for k, logs in zip(overall_loglik, own, strict=True)]
+        posterior = softmax(np.array(own) + np.log(prior) + np.array(overall_loglik)[:, None]).sum(axis=0)
+        overall_loglik = [k + logsumexp(logs, b=prior) for k, logs in zip(overall_loglik, own, strict=True)]
         for group in range(count):
             pairs = [value for value, g in zip(rho, groups, strict=True) if g == group]
-            group_loglik[group] += [log_mean_exp(by_temperature(e, pairs), posterior) for e in NOISE_RATES]
-    overall = float(normalised(overall_loglik) @ np.array(NOISE_RATES))
+            group_loglik[group] += [logsumexp(by_temperature(e, pairs), b=posterior) for e in NOISE_RATES]
+    overall = float(softmax(overall_loglik) @ np.array(NOISE_RATES))
     means, evidence = [], []
     for strength in GROUP_PRIOR_PAIRS:
         a, b = strength * overall - 1, strength * (1 - overall) - 1
-        beta = normalised([a * math.log(e) + b * math.log(1 - e) for e in NOISE_RATES])
-        means.append([float(normalised(np.log(beta) + logs) @ np.array(NOISE_RATES)) for logs in group_loglik])
-        evidence.append(sum(log_mean_exp(logs, beta) for logs in group_loglik))
-    return [overall, *(normalised(evidence) @ np.array(means))]
+        beta = softmax([a * math.log(e) + b * math.log(1 - e) for e in NOISE_RATES])
+        means.append([float(softmax(np.log(beta) + logs) @ np.array(NOISE_RATES)) for logs in group_loglik])
+        evidence.append(sum(logsumexp(logs, b=beta) for logs in group_loglik))
+    return [overall, *(softmax(evidence) @ np.array(means))]
 
 
 def test_noise_rates_equal_a_plain_loop():
@@ -148,11 +121,10 @@ def test_noise_rates_equal_a_plain_loop():
         groups = generator.integers(0, 3, 60)
         rho = generator.normal(spread, spread, 60) * np.where((groups == 2) & (generator.random(60) < 0.4), -1, 1)
         windows.append((rho.tolist(), groups.tolist()))
-        loglik = agreement_log_likelihood(torch.tensor(rho), *grid, torch.zeros(60, dtype=torch.bool))
-        window = torch.stack(
-            [loglik.sum(dim=0), *(loglik[torch.tensor(groups == row)].sum(dim=0) for row in range(3))]
-        )
-        rates, carried, posterior = fit_noise_rates(carried, window, *grid)
+        loglik = noise_model.agreement_log_likelihood(torch.tensor(rho), *grid, torch.zeros(60, dtype=torch.bool))
+        parts = [loglik, *(loglik[torch.tensor(groups == row)] for row in range(3))]
+        window = torch.stack([part.sum(dim=0) for part in parts])
+        rates, carried, posterior = noise_model.fit_noise_rates(carried, window, *grid)
     assert rates.tolist() == pytest.approx(plain_noise_rates(windows, 3), rel=1e-6)
     assert max(rates.tolist()) - min(rates.tolist()) > 0.05
     assert posterior.sum() == pytest.approx(1)
