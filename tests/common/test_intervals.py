@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from trl_capo.common.intervals import (
-    Z95,
-    TwoLevelBootstrap,
-    bootstrap_deviations,
-    macro_sign_test,
-    sign_test,
-    wilson_interval,
-)
+from trl_capo.common import intervals
 from trl_capo.evaluate.summary import paired_differences
 
 
@@ -21,9 +14,10 @@ from trl_capo.evaluate.summary import paired_differences
 def test_wilson_bounds_are_where_the_score_statistic_is_the_quantile(successes, total):
     """By definition: |k/n - p| = z sqrt(p (1 - p) / n), but for the bounds 0 and 1."""
     share = successes / total
-    for bound, edge in zip(wilson_interval(successes, total), (0, 1), strict=True):
+    for bound, edge in zip(intervals.wilson_interval(successes, total), (0, 1), strict=True):
         if share != edge:
-            assert abs(share - bound) == pytest.approx(Z95 * math.sqrt(bound * (1 - bound) / total), rel=1e-9)
+            error = math.sqrt(bound * (1 - bound) / total)
+            assert abs(share - bound) == pytest.approx(intervals.Z95 * error, rel=1e-9)
         else:
             assert bound == edge
 
@@ -32,7 +26,7 @@ def test_wilson_bounds_are_where_the_score_statistic_is_the_quantile(successes, 
 def test_sign_test_sums_the_two_binomial_tails(wins, losses):
     total = wins + losses
     tail = sum(math.comb(total, count) for count in range(min(wins, losses) + 1)) / 2**total
-    assert sign_test(wins, losses) == pytest.approx(min(1.0, 2 * tail), abs=1e-12)
+    assert intervals.sign_test(wins, losses) == pytest.approx(min(1.0, 2 * tail), abs=1e-12)
 
 
 @pytest.mark.parametrize("sizes", [[4, 3, 2, 1], [1] * 10, [10]], ids=str)
@@ -46,7 +40,7 @@ def test_macro_sign_test_is_the_permutation_test(sizes):
         return np.mean([part.mean(axis=0) for part in parts], axis=0)
 
     exact = permutation_test((changes,), macro, permutation_type="samples", n_resamples=np.inf, vectorized=True)
-    found = macro_sign_test(np.split(changes, ends), 200_000, np.random.default_rng(0))
+    found = intervals.macro_sign_test(np.split(changes, ends), 200_000, np.random.default_rng(0))
     assert found == pytest.approx(exact.pvalue, abs=0.005)
 
 
@@ -55,11 +49,11 @@ def test_deviations_are_those_of_drawing_pairs_with_replacement():
     generator = np.random.default_rng(1)
     values = generator.choice([-1, 0, 1], size=30, p=[0.2, 0.5, 0.3])
     plain = generator.choice(values, (20_000, 30)).mean(axis=1) - values.mean()
-    found = bootstrap_deviations(values, 20_000, generator)
+    found = intervals.bootstrap_deviations(values, 20_000, generator)
     levels = [0.025, 0.25, 0.75, 0.975]
     assert np.quantile(found, levels) == pytest.approx(np.quantile(plain, levels) * math.sqrt(30 / 29), abs=0.04)
     assert found.std() == pytest.approx(values.std(ddof=1) / math.sqrt(30), rel=0.03)
-    assert set(bootstrap_deviations(np.array([1]), 100, generator)) == {-1.0, 1.0}
+    assert set(intervals.bootstrap_deviations(np.array([1]), 100, generator)) == {-1.0, 1.0}
 
 
 def simulate(labels, draw, trials: int, resamples: int) -> list[dict]:
@@ -91,7 +85,7 @@ def test_methods_with_the_same_seeds_share_the_draws_in_which_groups_keep_their_
     """The draws of a difference are the difference of the draws; tests/study compares them with drawing one by one."""
     one, other = np.random.default_rng(4).normal(size=(2, 3, 6))
     labels = np.array(["a"] * 4 + ["b"] * 2)
-    bootstrap = TwoLevelBootstrap(labels)
+    bootstrap = intervals.TwoLevelBootstrap(labels)
     assert bootstrap.draws(np.array([labels == "a"]), [1]) == pytest.approx(4 / 6)
     difference = bootstrap.draws(one, [1, 2, 3]) - bootstrap.draws(other, [1, 2, 3])
     assert difference == pytest.approx(bootstrap.draws(one - other, [1, 2, 3]))
