@@ -25,10 +25,8 @@ def test_a_report_shows_text_as_text(tmp_path):
 def test_the_plot_shows_the_rates(tmp_path):
     """Lines are the intervals, highest first."""
     errors = make_errors(tmp_path / "log")
-    axes, groups = (
-        plot_rates(errors, tmp_path / "rates.png").axes[0],
-        errors.groups.sort_values("rate", ascending=False),
-    )
+    groups = errors.groups.sort_values("rate", ascending=False)
+    axes = plot_rates(errors, tmp_path / "rates.png").axes[0]
     lines = [segment[:, 0].tolist() for segment in axes.collections[0].get_segments()]
     assert lines == [pytest.approx([group.low, group.high]) for group in groups.itertuples()]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(groups.index)

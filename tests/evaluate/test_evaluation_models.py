@@ -2,7 +2,6 @@
 
 import shutil
 import statistics
-from pathlib import Path
 
 import pytest
 import torch
@@ -35,21 +34,18 @@ def assert_figures(model: dict, scored: list[tuple], tolerance: float = 1e-4) ->
     assert model["worst"]["accuracy"] == {"group": min(values, key=values.get), "value": min(values.values())}
 
 
-@pytest.mark.parametrize("limit", [None, 30])
-def test_a_full_checkpoint_against_a_reference(tmp_path, model_dir, other_model_dir, limit):
+@pytest.mark.parametrize(("form", "limit"), [("text", None), ("text", 30), ("messages without a prompt", None)])
+def test_a_full_checkpoint_against_a_reference(tmp_path, model_dir, other_model_dir, form, limit):
     """With `max_length`, pairs whose prompt fills it are left out, and answers are cut."""
-    figures = measure(tmp_path, model_name_or_path=model_dir, ref_model=other_model_dir, max_length=limit)
-    scored = score_pairs(load(model_dir), load(other_model_dir), make_pool(), limit or 10**6)
+    pool = rows = make_pool()
+    if form != "text":
+        pool = pool.map(as_conversation)
+        rows = pool.map(lambda row: {side: row["prompt"] + row[side] for side in ("chosen", "rejected")})
+        rows = rows.remove_columns("prompt")
+    figures = measure(tmp_path, rows, model_name_or_path=model_dir, ref_model=other_model_dir, max_length=limit)
+    scored = score_pairs(load(model_dir), load(other_model_dir), pool, limit or 10**6)
     assert_figures(the_model(figures), scored)
     assert figures["dropped_pairs"] == 24 - len(scored) == (4 if limit else 0)
-
-
-def test_conversations_without_a_column_prompt(tmp_path, model_dir, other_model_dir):
-    pool = make_pool().map(as_conversation)
-    rows = pool.map(lambda row: {side: row["prompt"] + row[side] for side in ("chosen", "rejected")})
-    options = {"model_name_or_path": model_dir, "ref_model": other_model_dir}
-    found = the_model(measure(tmp_path, rows.remove_columns("prompt"), **options))
-    assert_figures(found, score_pairs(load(model_dir), load(other_model_dir), pool))
 
 
 def test_a_lora_is_measured_against_its_base(tmp_path, model_dir, other_model_dir, lora_dir):
@@ -65,9 +61,8 @@ def test_a_lora_is_measured_against_its_base(tmp_path, model_dir, other_model_di
 def test_the_adapter_that_dpo_started_from_is_the_reference(tmp_path, model_dir, lora_dir, make_args, pairs):
     """With a learning rate of 0 the policy is its reference: all pairs are ties, whatever the adapter says."""
     start = PeftModel.from_pretrained(load(model_dir), lora_dir, is_trainable=True)
-    trainer = CAPOTrainer(
-        start, args=make_args(learning_rate=0.0), train_dataset=pairs, processing_class=byte_tokenizer()
-    )
+    options = {"train_dataset": pairs, "processing_class": byte_tokenizer()}
+    trainer = CAPOTrainer(start, args=make_args(learning_rate=0.0), **options)
     trainer.train()
     trainer.save_model(tmp_path / "tuned")
     model = the_model(measure(tmp_path, model_name_or_path=str(tmp_path / "tuned")))
@@ -115,18 +110,14 @@ def test_a_lora_in_4_bits(tmp_path):
     assert_figures(found, score_pairs(policy, load(base, **quantised), make_pool()), tolerance=1e-3)
 
 
-def test_weights_that_would_be_random_are_refused(tmp_path, model_dir):
-    folder = Path(shutil.copytree(model_dir, tmp_path / "headless"))
-    weights = load_file(folder / "model.safetensors")
+def test_weights_that_would_be_random_and_a_reference_with_another_vocabulary_are_refused(tmp_path, model_dir):
+    folder = str(shutil.copytree(model_dir, tmp_path / "headless"))
+    weights = load_file(f"{folder}/model.safetensors")
     del weights["lm_head.weight"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"headless.*lm_head\.weight"):
-        measure(tmp_path, model_name_or_path=str(folder))
-
-
-def test_a_reference_with_another_vocabulary_is_refused(tmp_path, model_dir):
-    folder = str(shutil.copytree(model_dir, tmp_path / "other"))
-    tokenizer = byte_tokenizer()
+        measure(tmp_path, model_name_or_path=folder)
+    folder, tokenizer = str(shutil.copytree(model_dir, tmp_path / "other")), byte_tokenizer()
     tokenizer.add_tokens(["hello"])
     tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match="another vocabulary"):

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.font_manager import fontManager
 from PIL import Image
 
-import trl_capo.evaluate.report
-from trl_capo.common.figures import choose_fonts
+from trl_capo.common.figures import choose_fonts, save
+from trl_capo.evaluate import report
 from trl_capo.evaluate.report import render_text, write_evaluation
 from trl_capo.evaluate.summary import compare_models, summarise_model
 
@@ -44,16 +44,6 @@ def _no_warnings():
         yield
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The saved figures by the names of their files."""
-    kept, save = {}, trl_capo.evaluate.report.save
-    monkeypatch.setattr(
-        trl_capo.evaluate.report, "save", lambda figure, path: save(kept.setdefault(path.name, figure), path)
-    )
-    return kept
-
-
 def test_an_evaluation_without_rewards_replaces_the_last_one_and_leaves_other_files(tmp_path):
     write_evaluation(evaluation(["de", "sw"]), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
@@ -82,10 +72,12 @@ def test_tables_show_every_figure_with_its_interval():
 
 
 @pytest.mark.parametrize("models", [["one\tmodel$"], ["a", "b"]])
-def test_plots_name_what_they_show(tmp_path, drawn, models):
+def test_plots_name_what_they_show(tmp_path, monkeypatch, models):
     """A `$` starts no formula; accuracies are on the whole scale."""
+    figures = {}
+    monkeypatch.setattr(report, "save", lambda figure, path: save(figures.setdefault(path.name, figure), path))
     write_evaluation(evaluation(["$\\frac{$", "line\nbreak", "de"], models), tmp_path)
-    accuracy = drawn["accuracy.png"].axes[0]
+    accuracy = figures["accuracy.png"].axes[0]
     labels = [label.get_text() for label in accuracy.get_yticklabels()]
     assert labels == ["$\\frac{$", "de", r"line\nbreak", "all pairs"]
     first = models[0].replace("\t", r"\t")

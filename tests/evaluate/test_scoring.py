@@ -58,9 +58,8 @@ def test_every_kind_of_adapter_is_scored_as_peft_does_and_leaves_its_base_alone(
     models = {source: peft.PeftModel.from_pretrained(load(base), source.adapter).eval()}
     found = []
     for own, model in (models | {replace(source, adapter=None): load(base)}).items():
-        found.append(
-            answer_log_probs(load_model(own, "auto", False, False), [TokenisedPair(*PAIRS[2])], 2, None, "a")[0]
-        )
+        scored = load_model(own, "auto", False, False)
+        found.append(answer_log_probs(scored, [TokenisedPair(*PAIRS[2])], 2, None, "a")[0])
         expected = [float(token_log_probs(model, PAIRS[2][0], answer).sum()) for answer in PAIRS[2][1:]]
         assert found[-1][0] == pytest.approx(np.array(expected), abs=1e-4)
     assert np.abs(found[0] - found[1]).max() > 0.01

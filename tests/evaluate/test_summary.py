@@ -26,12 +26,14 @@ def test_summary_by_hand():
     }
 
 
-def test_a_model_with_nothing_but_ties_has_no_accuracy():
+def test_a_model_with_nothing_but_ties_has_no_accuracy_but_a_reference_free_one():
     figures = summarise_model(["a", "b", "b"], {"also": ["x", "x", "y"]}, scores([0.0, 0.0, 0.0]))
     parts = [figures["overall"], *figures["groups"].values(), *figures["also_by"]["also"].values()]
     assert [(part["accuracy"], part["accuracy_95"], part["ties"]) for part in parts] == [(None, None, 1.0)] * 5
     assert figures["macro"] == {"reference_free_accuracy": 1.0}
     assert figures["worst"] == {"reference_free_accuracy": {"group": "a", "value": 1.0}}
+    found = compare_models(["a", "a"], {"one": scores([1.0, -1.0]), "same": scores([0.0, 0.0])}, 0)["same"]
+    assert (found["measure"], found["overall"]["difference"]) == ("reference_free_accuracy", 0.0)
 
 
 def test_a_group_with_nothing_but_ties_has_accuracy_0():
@@ -43,11 +45,6 @@ def test_a_group_with_nothing_but_ties_has_accuracy_0():
     assert (found["against"], found["measure"]) == ("right", "accuracy")
     assert [found["groups"][group]["difference"] for group in "ab"] == [-0.5, -1.0]
     assert (found["macro"]["difference"], found["overall"]["difference"]) == (-0.75, -0.75)
-
-
-def test_a_model_without_accuracy_is_compared_by_its_reference_free_accuracy():
-    found = compare_models(["a", "a"], {"one": scores([1.0, -1.0]), "same": scores([0.0, 0.0])}, 0)["same"]
-    assert (found["measure"], found["overall"]["difference"]) == ("reference_free_accuracy", 0.0)
 
 
 def test_a_difference_is_found_only_in_the_group_that_has_it():
