@@ -19,7 +19,6 @@ from trl_capo.train import dry_run
 
 COMMANDS = {"train": train, "evaluate": evaluate, "noise": noise, "clean": clean, "audit": audit, "study": study}
 COMMANDS |= {"train --dry_run": dry_run}
-HTML = "<script>alert(1)</script>"
 PLAN = {"methods": {"dpo": {}}, "noise": {"n": {"kind": "flip", "rate": 0.1}}, "learning_rates": [1e-4]}
 PLAN |= {"grid": [{"methods": ["dpo"], "noise": ["n"], "seeds": [0], "epochs": 1}]}
 
@@ -33,6 +32,7 @@ def turn(role: str, content=None, calls=None) -> dict:
 # What is wrong with the data set: a change of every row.
 DATA = {
     "good": lambda row: {},
+    "trained": lambda row: {"chosen": row["chosen"] + "!"},
     "no_rejected": lambda row: {"rejected": None, "refused": "no"},
     "weight_text": lambda row: {"weight": "much"},
     "parts": lambda row: {side: [turn("user", [{"type": "text", "text": row[side]}])] for side in SIDES},
@@ -94,10 +94,8 @@ def place(tmp_path_factory, model_dir, lora_dir) -> Path:
         lines = [json.dumps({key: value for key, value in row.items() if value is not None}) for row in rows]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     shutil.copytree(lora_dir, folder / "adapter")
-    rows = [{**row, "chosen": row["chosen"] + HTML} for row in make_pairs()]
-    (folder / "html.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "other.jsonl").write_text('{"pair": 0, "decision": "flip", "fingerprint": "0"}\n')
-    training = CPU_ARGUMENTS | {"model_name_or_path": model_dir, "dataset_name": str(folder / "html.jsonl")}
+    training = CPU_ARGUMENTS | {"model_name_or_path": model_dir, "dataset_name": str(folder / "trained.jsonl")}
     training |= {"output_dir": str(folder / "trained"), "pair_log": "true", "max_steps": 12}
     code, _, errors = forked(train.main, write_yaml(folder, training))
     assert code == 0, errors
@@ -186,11 +184,3 @@ def test_a_loading_script_in_a_data_folder_is_not_run(place, tmp_path, monkeypat
     options = options_of("noise", "") | {"dataset_name": str(data), "output_dir": str(tmp_path / "noisy")}
     run_main(noise.main, *write_yaml(tmp_path, options))
     assert not ran.exists()
-
-
-def test_the_page_of_an_audit_shows_html_in_answers_as_text(place, tmp_path):
-    code, _, errors = run_main(audit.main, str(place / "trained"), "--output_dir", str(tmp_path))
-    assert code == 0, errors
-    page = (tmp_path / "suspects.html").read_text()
-    assert "alert(1)" in page
-    assert HTML not in page

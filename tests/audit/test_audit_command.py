@@ -15,6 +15,8 @@ from trl_capo.data.load import load_pairs
 from trl_capo.data.noise import inject_noise
 from trl_capo.train import command as train
 
+HTML = "<script>alert(1)</script>"
+PAIRS = make_pairs().map(lambda row: {"chosen": row["chosen"] + HTML})
 FILES = {"suspects.parquet", "suspects.csv", "suspects.jsonl", "suspects.html"}
 FILES |= {"report.md", "noise_rates.png"}
 
@@ -23,7 +25,7 @@ FILES |= {"report.md", "noise_rates.png"}
 def run(tmp_path_factory, model_dir) -> str:
     """Output folder of a two-epoch run on noisy pairs, with its log."""
     folder = tmp_path_factory.mktemp("run")
-    make_pairs().to_json(folder / "pairs.jsonl", force_ascii=False)
+    PAIRS.to_json(folder / "pairs.jsonl", force_ascii=False)
     options = CPU_ARGUMENTS | {"model_name_or_path": model_dir, "dataset_name": folder / "pairs.jsonl"}
     options |= {"max_steps": -1, "num_train_epochs": 2, "output_dir": folder / "output", "pair_log": True}
     options |= {"inject_noise": "flip", "inject_rate": 0.4}
@@ -34,10 +36,10 @@ def run(tmp_path_factory, model_dir) -> str:
 
 @pytest.fixture(scope="module")
 def noisy():
-    return inject_noise(make_pairs(), "flip", 0.4)
+    return inject_noise(PAIRS, "flip", 0.4)
 
 
-def test_an_audit_of_a_training_finds_its_data_with_their_noise(run, noisy, tmp_path):
+def test_an_audit_of_a_training_finds_its_data_with_their_noise_and_shows_html_as_text(run, noisy, tmp_path):
     code, output, errors = run_main(main, run, "--output_dir", tmp_path, "--top", "5")
     assert code == 0, errors
     assert {path.name for path in tmp_path.iterdir()} == FILES
@@ -50,7 +52,10 @@ def test_an_audit_of_a_training_finds_its_data_with_their_noise(run, noisy, tmp_
     assert f"The data say which labels are wrong ({sum(noisy['is_noisy'])} of 24)" in report
     assert output.split()[0] == "language"
     assert all(group in output for group in ("de", "sw", "日本", "all pairs", "AUROC"))
-    assert fingerprint(noisy) in (tmp_path / "suspects.html").read_text(encoding="utf-8")
+    page = (tmp_path / "suspects.html").read_text(encoding="utf-8")
+    assert fingerprint(noisy) in page
+    assert "alert(1)" in page
+    assert HTML not in page
 
 
 def test_python_audits_a_data_set_with_other_groups(run, noisy, tmp_path):
