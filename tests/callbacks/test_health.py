@@ -63,34 +63,30 @@ def test_the_reference_and_pairs_of_a_stream_are_named(make_args, model_dir, oth
 
 
 def test_a_loss_that_is_not_finite_is_everywhere_or_where_the_relative_reward_is():
-    batch = PairBatch(
-        **dict.fromkeys(PairBatch.__dataclass_fields__, torch.ones(3)) | {"loss": torch.tensor(math.nan)}
-    )
+    values = dict.fromkeys(PairBatch.__dataclass_fields__, torch.ones(3))
+    batch = PairBatch(**values | {"loss": torch.tensor(math.nan)})
     assert non_finite(batch).tolist() == [[False, False, True]] * 3
     batch.rho = torch.tensor([1, -math.inf, 1])
     assert non_finite(batch).tolist() == [[False, False, place == 1] for place in range(3)]
 
 
-@pytest.mark.parametrize("strategy", ["steps", "epoch", "no"])
-def test_weights_that_a_gradient_has_spoilt_are_not_saved(make_args, model_dir, pairs, strategy):
-    """The gradient is NaN in the last step of the epoch, so that no later loss can show it."""
+SPOILT = {
+    5: "step 6: the trained weights are not finite and are not saved",
+    2: "step 4: .*weights are no longer finite, because of an earlier step",
+}
+
+
+@pytest.mark.parametrize(("strategy", "steps"), [("steps", 5), ("epoch", 5), ("no", 5), ("no", 2)])
+def test_weights_that_a_gradient_has_spoilt_are_not_saved(make_args, model_dir, pairs, strategy, steps):
+    """The gradient is NaN after so many steps: 5 is the last of the epoch, so that no later loss can show it."""
     args = make_args(**IN_ORDER | {"max_steps": 6, "save_strategy": strategy, "save_steps": 4})
     trainer = CAPOTrainer(model_dir, args=args, train_dataset=pairs, callbacks=[StopOnNonFinite()])
     weight = next(trainer.model.parameters())
-    weight.register_hook(lambda gradient: gradient * math.nan if trainer.state.global_step == 5 else gradient)
-    with pytest.raises(NonFiniteLoss, match="step 6: the trained weights are not finite and are not saved"):
+    weight.register_hook(lambda gradient: gradient * math.nan if trainer.state.global_step == steps else gradient)
+    with pytest.raises(NonFiniteLoss, match=SPOILT[steps]):
         trainer.train()
     saved = [path.name for path in Path(args.output_dir).glob("checkpoint-*")]
     assert saved == (["checkpoint-4"] if strategy == "steps" else [])
-
-
-def test_weights_that_an_earlier_step_has_spoilt_are_said_to_be_so(make_args, model_dir, pairs):
-    args = make_args(**IN_ORDER | {"save_strategy": "no"})
-    trainer = CAPOTrainer(model_dir, args=args, train_dataset=pairs, callbacks=[StopOnNonFinite()])
-    weight = next(trainer.model.parameters())
-    weight.register_hook(lambda gradient: gradient * math.nan if trainer.state.global_step == 2 else gradient)
-    with pytest.raises(NonFiniteLoss, match="step 4: .*weights are no longer finite, because of an earlier step"):
-        trainer.train()
 
 
 SOUND = {"capo/contradicted": 0.3, "capo/noise_rate": 0.2, "capo/confidence": 0.8}

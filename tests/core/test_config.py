@@ -33,14 +33,11 @@ def test_label_smoothing_that_trl_ignores_is_a_warning_for_plain_dpo(make_args):
         make_args(label_smoothing=0.2, noise_rate=0)
 
 
-@pytest.mark.parametrize(("given", "meant"), [("0.25", 0.25), (0, 0), (0.5, 0.5), ("auto", "auto")])
-def test_noise_rate_may_be_text_as_on_a_command_line(make_args, given, meant):
-    assert make_args(noise_rate=given).noise_rate == meant
-
-
-@pytest.mark.parametrize("written", [None, "none", "None", "null"])
-def test_groups_can_be_turned_off_in_yaml(make_args, written):
-    assert make_args(group_column=written).group_column is None
+def test_noise_rate_may_be_text_as_on_a_command_line_and_groups_can_be_turned_off_in_yaml(make_args):
+    for given, meant in (("0.25", 0.25), (0, 0), (0.5, 0.5), ("auto", "auto")):
+        assert make_args(noise_rate=given).noise_rate == meant
+    for written in (None, "none", "None", "null"):
+        assert make_args(group_column=written).group_column is None
 
 
 def test_a_dpo_config_is_refused_with_the_remedy(make_args, pairs):

@@ -4,7 +4,7 @@ import gettext
 import hashlib
 import re
 from collections import defaultdict
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 
 import demo_data
 import pytest
@@ -35,9 +35,7 @@ def test_the_same_seed_gives_the_same_bytes_in_every_process(data):
 def test_every_split_has_every_language_and_every_kind_of_negative(splits):
     for rows in splits.values():
         kinds = {(row["language"], row["negative"]) for row in rows}
-        every = {
-            (name, kind) for name in demo_data.LANGUAGES for kind in ("english", "other_message", "wrong_language")
-        }
+        every = set(product(demo_data.LANGUAGES, ("english", "other_message", "wrong_language")))
         assert kinds == every - {("sw", "wrong_language")}  # Django has no language related to Swahili
 
 

@@ -19,12 +19,9 @@ LLAMA = LlamaConfig(
 FULL, ADAPTER = ModelConfig(), ModelConfig(use_peft=True)
 
 
-def test_parameters_are_those_of_the_published_model():
-    assert model_shape(LLAMA).parameters == 8_030_261_248
-
-
-def test_parts_of_a_model_by_hand():
+def test_parameters_are_those_of_the_published_model_and_parts_of_a_small_one_by_hand():
     """h 64, queries and keys 64, inner 160, V 260: linear layers of 4 x 64 x 64 and 3 x 64 x 160 weights a layer."""
+    assert model_shape(LLAMA).parameters == 8_030_261_248
     shape = model_shape(CONFIG, LORA)
     assert shape.linear == 4 * (4 * 64 * 64 + 3 * 64 * 160)
     assert shape.head == 260 * 64
