@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from conftest import tiny_config
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
@@ -14,8 +15,8 @@ LAYERS = 3
 PartialState()
 
 
-@pytest.fixture
-def model():
+def make_model():
+    """The same weights every time."""
     torch.manual_seed(3)
     model = LlamaForCausalLM(tiny_config(num_hidden_layers=LAYERS)).eval()
     add_fused_lm_head(model)
@@ -36,12 +37,10 @@ def pairs(lengths=((4, 1, 3), (2, 5, 2)), seed=0):
 def log_probs(model, rows):
     """Log-probs of the answers' tokens as one row per sequence, from packed rows."""
     sequences = [(prompt, answers[side]) for side in (0, 1) for prompt, *answers in rows]
-    width = max(len(prompt + answer) for prompt, answer in sequences)
-    padded = [(p + a + [0] * (width - len(p + a)), len(p), len(p + a)) for p, a in sequences]
-    ids, places = torch.tensor([row for row, *_ in padded]), torch.arange(width)
-    mask = torch.stack([places < end for *_, end in padded]).long()
-    answers = torch.stack([places >= start for _, start, _ in padded]) & mask.bool()
-    inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~answers, -100)}
+    ids = pad_sequence([torch.tensor(prompt + answer) for prompt, answer in sequences], batch_first=True)
+    labels = [torch.tensor([-100] * len(prompt) + answer) for prompt, answer in sequences]
+    labels = pad_sequence(labels, batch_first=True, padding_value=-100)
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
     packed = PaddingFree(model)
     packed._checked = True  # the padded pair of the first call would be counted, too
     return packed(model, **inputs, fused_lm_head=True).log_probs.sum(dim=1)
@@ -68,8 +67,8 @@ def freeze(model, count: int, cache: SequenceCache) -> list[int]:
     return calls
 
 
-def test_known_sequences_skip_the_frozen_layers_in_any_batch(model, path):
-    first, second = pairs(), pairs(((1, 6, 6), (7, 2, 1)), seed=1)
+def test_known_sequences_skip_the_frozen_layers_in_any_batch(path):
+    model, first, second = make_model(), pairs(), pairs(((1, 6, 6), (7, 2, 1)), seed=1)
     expected = [log_probs(model, rows).detach() for rows in (first, second)]
     calls = freeze(model, 2, SequenceCache(path))
     for _ in range(2):
@@ -81,28 +80,23 @@ def test_known_sequences_skip_the_frozen_layers_in_any_batch(model, path):
     assert calls == [2, 2, 5]
 
 
-def test_a_changed_token_is_computed(model, path):
-    rows, calls = pairs(), freeze(model, 2, SequenceCache(path))
+def test_a_changed_token_is_computed(path):
+    rows, model = pairs(), make_model()
+    calls = freeze(model, 2, SequenceCache(path))
     log_probs(model, rows)
     rows[1][1][0] = 3
-    fresh = LlamaForCausalLM(model.config).eval()
-    fresh.load_state_dict(model.state_dict())
-    add_fused_lm_head(fresh)
-    assert_near(log_probs(model, rows), log_probs(fresh, rows))
+    assert_near(log_probs(model, rows), log_probs(make_model(), rows))
     assert calls == [2, 2, 2]
 
 
-def test_a_saved_cache_serves_another_process(model, path):
-    expected, cache = log_probs(model, pairs()).detach(), SequenceCache(path)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+def test_a_saved_cache_serves_another_process(path):
+    model, other, cache = make_model(), make_model(), SequenceCache(path)
+    expected = log_probs(model, pairs()).detach()
     cache.save()
     assert not path.exists()  # nothing new
     freeze(model, 2, cache)
     log_probs(model, pairs())
     cache.save()
-    other = LlamaForCausalLM(tiny_config(num_hidden_layers=LAYERS)).eval()
-    other.load_state_dict(state)
-    add_fused_lm_head(other)
     calls = freeze(other, 2, SequenceCache(path))
     assert_near(log_probs(other, pairs()), expected)
     assert calls == [0, 0, 1]

@@ -41,7 +41,8 @@ def brute_force(statistic, cells, group=ALL, draws=3000):
     return np.quantile(found, [0.025, 0.975])
 
 
-def ends(found):
+def interval(*arguments, **options):
+    found = estimate(*arguments, **options)
     return [found.low, found.high]
 
 
@@ -60,14 +61,12 @@ def test_values_by_hand():
 def test_intervals_equal_those_of_drawing_one_by_one(group):
     """Within the Monte Carlo error of 3,000 draws; the accuracies of "de" are multiples of 1/60."""
     ours, theirs = many(1, shift=0.8), many(2)
-    found = estimate(ours, "accuracy", group, theirs)
     expected = brute_force(lambda a, b: a.mean() - b.mean(), [ours, theirs], group)
-    assert ends(found) == pytest.approx(expected, abs=0.018)
-    found = estimate(ours, "accuracy", group, theirs, ratio=True)
+    assert interval(ours, "accuracy", group, theirs) == pytest.approx(expected, abs=0.018)
     expected = brute_force(lambda a, b: a.mean() / b.mean(), [ours, theirs], group)
-    assert ends(found) == pytest.approx(expected, abs=0.05)
-    found = estimate(ours, "accuracy", group)
-    assert ends(found) == pytest.approx(brute_force(np.mean, [ours], group), abs=0.018)
+    assert interval(ours, "accuracy", group, theirs, ratio=True) == pytest.approx(expected, abs=0.05)
+    expected = brute_force(np.mean, [ours], group)
+    assert interval(ours, "accuracy", group) == pytest.approx(expected, abs=0.018)
 
 
 def test_only_common_seeds_are_compared():
