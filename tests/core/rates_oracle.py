@@ -35,16 +35,18 @@ def pair_rates(
 
 
 class KeepEstimates(TrainerCallback):
-    """Keeps at each step's start the estimator's state, and by language (None: all pairs) the rest."""
+    """Keeps at each step's start the estimator's state, its temperatures, and what is known by language.
+
+    That is the rates, the slopes and the mean scales, with None for all pairs.
+    """
 
     def __init__(self, trainer) -> None:
-        self.trainer, self.states, self.rates, self.slopes, self.temperatures, self.means = trainer, [], [], [], [], []
+        self.trainer, self.states, self.temperatures, self.known = trainer, [], [], []
 
     def on_step_begin(self, *_, **__) -> None:
         estimator = self.trainer.noise_rate_estimator
         self.states.append(estimator.state()["args"])
         self.temperatures.append(estimator._temperature_posterior.tolist())
         names = [None, *estimator.group_names]
-        self.rates.append(dict(zip(names, estimator.noise_rates.tolist(), strict=True)))
-        self.slopes.append(dict(zip(names, estimator._slopes.tolist(), strict=True)))
-        self.means.append(dict(zip(names, estimator._mean_scales(torch.arange(len(names)) - 1).tolist(), strict=True)))
+        known = (estimator.noise_rates, estimator._slopes, estimator._mean_scales(torch.arange(len(names)) - 1))
+        self.known.append([dict(zip(names, values.tolist(), strict=True)) for values in known])

@@ -54,10 +54,8 @@ def test_a_second_training_continues_the_estimate(train, pairs):
 def test_estimated_rates_scale_every_pair_by_its_group(train, pairs):
     """Step 2 must use the estimate of step 1: the rate of each pair's language, and the reference's margin there."""
     trainer, oracle, kept = train(pairs, max_steps=2)
-    assert len(set(kept.rates[1].values())) == 4  # three languages, and all
-    used, label_weight = pair_rates(
-        oracle.steps[1], pairs["language"][4:8], kept.rates[1], kept.slopes[1], kept.means[1]
-    )
+    assert len(set(kept.known[1][0].values())) == 4  # three languages, and all
+    used, label_weight = pair_rates(oracle.steps[1], pairs["language"][4:8], *kept.known[1])
     assert used.max() - used.min() > 0.05
     expected = expected_logs(oracle.steps[1], used, trainer.args, label_weight)
     assert {key: trainer.state.log_history[1][key] for key in expected} == pytest.approx(expected, rel=1e-4)
@@ -74,9 +72,7 @@ def test_pairs_that_return_are_scaled_by_the_first_view_of_them(train, monkeypat
     assert [sum(posterior) for posterior in kept.temperatures[1:3]] == [0, pytest.approx(1)]
     rhos = relative_rewards(oracle.steps[2], trainer.args).tolist()
     first_view = {"rhos": rhos, "temperature_posterior": kept.temperatures[2], "with_margin": margin}
-    used, label_weight = pair_rates(
-        oracle.steps[8], rows["language"][8:12], kept.rates[8], kept.slopes[8], kept.means[8], **first_view
-    )
+    used, label_weight = pair_rates(oracle.steps[8], rows["language"][8:12], *kept.known[8], **first_view)
     assert used.max() - used.min() > 0.05
     expected = expected_logs(oracle.steps[8], used, trainer.args, label_weight)
     expected["capo/noise_rate"] = float(used.mean())
