@@ -10,6 +10,9 @@ import pandas as pd
 import pytest
 from conftest import run_main
 
+from trl_capo.audit import command as audit
+from trl_capo.study import command as study
+
 GOLDENS = Path(__file__).with_name("goldens")
 REPOSITORY = Path(__file__).parents[1]
 
@@ -31,13 +34,11 @@ def assert_same_text(found: str, expected: str):
 
 
 def test_the_audit_of_a_fixed_log_finds_the_recorded_scores_and_rates(tmp_path):
-    from trl_capo.audit.command import main
-
     recorded = json.loads((GOLDENS / "audit.json").read_text(encoding="utf-8"))
     golden_cases.audited_pairs().to_json(tmp_path / "pairs.jsonl", force_ascii=False)
     golden_cases.write_pair_log(tmp_path / "run" / "pair_log", recorded["fingerprint"])
     options = {"--dataset_name": tmp_path / "pairs.jsonl", "--output_dir": tmp_path / "audit"}
-    code, _, err = run_main(main, tmp_path / "run", *(word for option in options.items() for word in option))
+    code, _, err = run_main(audit.main, tmp_path / "run", *(word for option in options.items() for word in option))
     assert code == 0, err
     expected = recorded["mean_margin"]
     columns = pd.DataFrame({name: values for name, values in expected.items() if name != "rates"})
@@ -50,13 +51,11 @@ def test_the_audit_of_a_fixed_log_finds_the_recorded_scores_and_rates(tmp_path):
 
 
 def test_the_committed_runs_of_the_study_give_the_committed_report(tmp_path):
-    from trl_capo.study.command import main
-
-    study = REPOSITORY / "docs" / "study"
-    with tarfile.open(study / "runs.tar.gz") as runs:
+    docs = REPOSITORY / "docs" / "study"
+    with tarfile.open(docs / "runs.tar.gz") as runs:
         runs.extractall(tmp_path, filter="data")
     plan = REPOSITORY / "configs" / "study" / "demo.yaml"
-    code, _, err = run_main(main, "--config", plan, "--output_dir", tmp_path, "--report_only")
+    code, _, err = run_main(study.main, "--config", plan, "--output_dir", tmp_path, "--report_only")
     assert code == 0, err
-    found, committed = ((folder / "report.md").read_text(encoding="utf-8") for folder in (tmp_path, study))
+    found, committed = ((folder / "report.md").read_text(encoding="utf-8") for folder in (tmp_path, docs))
     assert_same_text(found, committed)

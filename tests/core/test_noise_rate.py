@@ -37,10 +37,14 @@ def simulate(flips, temperature=1.0, pairs=24_000, batch=100, spread=2.0, seed=7
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
 def test_flips_of_every_group_are_found_and_hard_pairs_are_not_taken_for_flips(temperature):
+    """Pairs of no group, and of one that training lacks, have the overall rate."""
     flips = {"de": 0.0, "hi": 0.1, "sw": 0.25, "cy": 0.4}
     estimator = simulate(flips, temperature, spread=3 * temperature)
     assert estimator.by_group() == pytest.approx(flips, abs=0.05)
     assert float(estimator.noise_rates[0]) == pytest.approx(sum(flips.values()) / 4, abs=0.03)
+    rates = estimator.group_rates(torch.tensor([0, 3, -1, 4])).tolist()
+    assert rates[2] == rates[3] == float(estimator.noise_rates[0])
+    assert rates[0] < rates[2] < rates[1]
 
 
 def test_a_model_that_grows_surer_does_not_hide_the_flips():
@@ -92,13 +96,6 @@ def test_rates_are_fitted_in_the_first_epoch_and_frozen_afterwards():
     assert rates[1] == rates[2] == rates[3]
 
 
-def test_pairs_of_no_group_and_of_one_that_training_lacks_have_the_overall_rate():
-    estimator = simulate({"a": 0.0, "b": 0.4}, pairs=4_000)
-    rates = estimator.group_rates(torch.tensor([0, 1, -1, 2])).tolist()
-    assert rates[2] == rates[3] == float(estimator.noise_rates[0])
-    assert rates[0] < rates[2] < rates[1]
-
-
 def at_rate(estimator, pairs, rate):
     """Rates and label weights of these pairs of a group with this noise rate."""
     estimator.noise_rates[1] = rate
@@ -122,9 +119,8 @@ def test_scales_are_divided_by_their_running_mean():
         _, weight = estimator.pair_rates(*NOTHING)
         assert float(weight) == pytest.approx((1 - 2 * rate) / mean, rel=1e-5)
         step(estimator, [1.0] * pairs + [math.nan], torch.zeros(pairs + 1).long(), scale=scale)
-        sums = [
-            old * math.exp(-pairs / 100) + new for old, new in zip(sums, (pairs * scale * mean, pairs), strict=True)
-        ]
+        decay = math.exp(-pairs / 100)
+        sums = [decay * sums[0] + pairs * scale * mean, decay * sums[1] + pairs]
     estimator._in_first_epoch = False  # later, rates are frozen, but scales go on changing
     before = estimator.pair_rates(*NOTHING)
     step(estimator, [1.0] * 50, torch.zeros(50).long(), scale=0.1)

@@ -102,9 +102,8 @@ def test_packed_rows_equal_the_padded_batch(kind, shape, caplog):
 def test_only_the_last_shared_token_is_computed_twice_and_last_tokens_not_at_all(shape):
     """The tokens to compute were counted by hand; here rows of any width are equally cheap."""
     *lengths, expected = SHAPES[shape]
-    packing = Packing(
-        *(batch(*lengths)[name] for name in ("input_ids", "attention_mask", "labels")), hidden_size=10**6
-    )
+    inputs = [batch(*lengths)[name] for name in ("input_ids", "attention_mask", "labels")]
+    packing = Packing(*inputs, hidden_size=10**6)
     assert (packing.input_ids != 0).sum() == expected
     assert packing.input_ids.numel() <= 1.2 * expected
 

@@ -104,11 +104,8 @@ def test_the_trainer_overrides_six_methods_with_dpo_trainers_parameters():
     for name in OVERRIDDEN:
         theirs, ours = (inspect.signature(getattr(cls, name)).parameters for cls in (DPOTrainer, CAPOTrainer))
         assert list(theirs) == list(ours), f"{VERSIONS}, whose DPOTrainer.{name} has other parameters."
-    shared = [
-        name
-        for name, parameter in inspect.signature(CAPOTrainer).parameters.items()
-        if "VAR" not in parameter.kind.name
-    ]
+    parameters = inspect.signature(CAPOTrainer).parameters.values()
+    shared = [parameter.name for parameter in parameters if "VAR" not in parameter.kind.name]
     theirs = list(inspect.signature(DPOTrainer).parameters)[: len(shared)]
     assert theirs == shared, f"{VERSIONS}, whose DPOTrainer takes other arguments."
 
@@ -195,19 +192,17 @@ def test_scaled_loss_and_gradients_equal_an_oracle_that_takes_the_pairs_one_by_o
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("options", "reference", "peft_config", "forwards"),
-    [
-        ({}, True, None, [1, 1]),
-        ({}, False, LoraConfig(**LORA), [2, 0]),  # the policy, with its adapter disabled, is the reference
-        ({"precompute_ref_log_probs": True}, False, None, [1, 0]),
-        ({"noise_rate": 0}, True, None, [1, 1]),
-    ],
-    ids=["reference", "lora", "precomputed", "noise rate 0"],
-)
-def test_a_step_takes_one_policy_forward_and_one_reference_forward(
-    model_dir, other_model_dir, pairs, make_args, options, reference, peft_config, forwards
-):
+FORWARDS = {
+    "reference": ({}, True, None, [1, 1]),
+    "lora": ({}, False, LoraConfig(**LORA), [2, 0]),  # the policy, with its adapter disabled, is the reference
+    "precomputed": ({"precompute_ref_log_probs": True}, False, None, [1, 0]),
+    "noise rate 0": ({"noise_rate": 0}, True, None, [1, 1]),
+}
+
+
+@pytest.mark.parametrize("case", FORWARDS)
+def test_a_step_takes_one_policy_and_one_reference_forward(model_dir, other_model_dir, pairs, make_args, case):
+    options, reference, peft_config, forwards = FORWARDS[case]
     models = (model_dir, load(other_model_dir) if reference else None)
     trainer = CAPOTrainer(*models, make_args(**options), train_dataset=pairs, peft_config=peft_config)
     batch, calls = next(iter(trainer.get_train_dataloader())), [0, 0]

@@ -53,10 +53,8 @@ def training_pairs(name: str, folder: Path, processes: int) -> Dataset:
 def train(name: str, folder: Path, model: str, other: str, quantizable: str, processes: int = 1, **sizes) -> dict:
     """What one training logged, its pairs, and its weights after each step and in the end."""
     pairs, stream = training_pairs(name, folder, processes), name == "stream"
-    options = {
-        "train_dataset": pairs.to_iterable_dataset() if stream else pairs,
-        "eval_dataset": pairs.select(range(8)),
-    }
+    data = pairs.to_iterable_dataset() if stream else pairs
+    options = {"train_dataset": data, "eval_dataset": pairs.select(range(8))}
     log = Path(folder, "logs", "-".join([name, str(processes), *map(str, sizes.values())]))
     arguments = AUTO | sizes | {"output_dir": str(folder), "precompute_ref_log_probs": name == "precomputed"}
     arguments["padding_free"] = name == "padding free"
@@ -117,11 +115,9 @@ def evaluation_cases() -> dict[str, tuple[Dataset, int, dict]]:
 
 def evaluate(name: str, folder: Path, policy: str, other: str) -> dict[str, float]:
     rows, size, options = evaluation_cases()[name]
-    args = CAPOConfig(
-        **CPU_ARGUMENTS | OPTIONS | options | {"per_device_eval_batch_size": size, "output_dir": str(folder)}
-    )
+    options = OPTIONS | options | {"per_device_eval_batch_size": size, "output_dir": str(folder)}
     data = {"train_dataset": Dataset.load_from_disk(folder / "data"), "eval_dataset": rows}
-    return CAPOTrainer(load(policy), load(other), args, **data).evaluate()
+    return CAPOTrainer(load(policy), load(other), CAPOConfig(**CPU_ARGUMENTS | options), **data).evaluate()
 
 
 if __name__ == "__main__":
