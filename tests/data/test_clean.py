@@ -29,9 +29,9 @@ def flipped(row: dict) -> dict:
     return row | swapped | {"is_noisy": not row["is_noisy"]}
 
 
-def test_decisions_give_exactly_the_expected_rows():
-    data = rows()
-    cleaned, _ = clean(data, decisions=pd.DataFrame({"decision": {2: "flip", 5: "drop", 7: "keep"}}))
+def test_decisions_give_exactly_the_expected_rows_which_are_trusted_from_then_on_if_asked():
+    data, decisions = rows(), pd.DataFrame({"decision": {2: "flip", 5: "drop", 7: "keep"}})
+    cleaned, _ = clean(data, decisions=decisions)
     expected = data.to_list()
     expected[2] = flipped(expected[2])
     del expected[5]
@@ -39,6 +39,11 @@ def test_decisions_give_exactly_the_expected_rows():
     assert cleaned.features == data.features
     flip = pd.DataFrame({"decision": {2: "flip"}})
     assert clean(clean(data, decisions=flip)[0], decisions=flip)[0].to_list() == data.to_list()
+    rules = CleanArguments(trusted=True)
+    first, _ = clean(data, decisions=decisions, rules=rules)
+    assert first["trusted"][:] == [index in (2, 7) for index in range(10) if index != 5]
+    again, _ = clean(first, decisions=pd.DataFrame({"decision": {0: "keep"}}), rules=rules)
+    assert again["trusted"][:] == [index in (0, 2, 7) for index in range(10) if index != 5]
 
 
 RULES = [
@@ -72,14 +77,6 @@ def test_a_weight_is_the_expected_sign_of_the_label():
 def test_rules_that_cannot_be_followed_are_refused(rule):
     with pytest.raises(ValueError, match=f"{rule[0]}={rule[1]!r}"):
         clean(rows(), suspects=SUSPECTS, rules=CleanArguments(**dict([rule])))
-
-
-def test_pairs_decided_by_hand_are_trusted_and_stay_so():
-    data, rules = rows(), CleanArguments(trusted=True)
-    first, _ = clean(data, decisions=pd.DataFrame({"decision": {2: "flip", 5: "drop", 7: "keep"}}), rules=rules)
-    assert first["trusted"][:] == [index in (2, 7) for index in range(10) if index != 5]
-    again, _ = clean(first, decisions=pd.DataFrame({"decision": {0: "keep"}}), rules=rules)
-    assert again["trusted"][:] == [index in (0, 2, 7) for index in range(10) if index != 5]
 
 
 def test_something_must_be_left():

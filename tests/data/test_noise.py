@@ -50,7 +50,7 @@ def test_is_noisy_is_true_exactly_for_the_rows_that_changed(kind, form):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_rate_is_met_and_rows_stay_noisy_at_every_higher_rate(data, kind):
+def test_rates_are_met_also_by_group_and_rows_stay_noisy_at_every_higher_rate(data, kind):
     """Ambiguous flips vary less than binomial counts, so the interval holds for them, too."""
     runs = {rate: inject(data, kind, rate, seed=2) for rate in (0, 0.05, 0.4, 0.9)}
     assert all(within(len(noisy_rows(run)), ROWS, rate) for rate, run in runs.items())
@@ -59,6 +59,11 @@ def test_the_rate_is_met_and_rows_stay_noisy_at_every_higher_rate(data, kind):
         assert noisy_rows(lower) < noisy_rows(higher)
         some = sorted(noisy_rows(lower))[:50]
         assert lower.select(some).to_list() == higher.select(some).to_list()
+    for rates in ({"sw": 0.4, "*": 0.05}, {"日本": 0.7, "de": 0.1}):
+        after = inject(data, kind, rates, seed=4)
+        for language in LANGUAGES:
+            rows = [row["is_noisy"] for row in after if row["language"] == language]
+            assert within(sum(rows), len(rows), rates.get(language, rates.get("*", 0.0)))
 
 
 def test_a_row_is_drawn_by_the_seed_and_its_number_alone(data):
@@ -71,15 +76,6 @@ def test_a_row_is_drawn_by_the_seed_and_its_number_alone(data):
     numbered = data.add_column("group", [[1, 2, None][row % 3] for row in range(ROWS)])
     rates = {1: 0.3, "2": 0.3, "(none)": 0.3}
     assert noisy_rows(inject(numbered, "flip", rates, seed=7, group_column="group")) == expected
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_mapping_gives_each_group_its_rate(data, kind):
-    for rates in ({"sw": 0.4, "*": 0.05}, {"日本": 0.7, "de": 0.1}):
-        after = inject(data, kind, rates, seed=4)
-        for language in LANGUAGES:
-            rows = [row["is_noisy"] for row in after if row["language"] == language]
-            assert within(sum(rows), len(rows), rates.get(language, rates.get("*", 0.0)))
 
 
 def test_flip_probabilities_are_those_of_the_formula():

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +14,8 @@ from trl_capo.evaluate import report
 from trl_capo.evaluate.report import render_text, write_evaluation
 from trl_capo.evaluate.summary import compare_models, summarise_model
 
+pytestmark = pytest.mark.filterwarnings("error")
+"""Matplotlib warns of glyphs that no font has, and of layouts that fail."""
 FILES = ["accuracy.png", "metrics.json", "report.md"]
 
 
@@ -34,14 +35,6 @@ def evaluation(groups: list[str], models=("a model",), reference="a reference") 
         "differences": compare_models(labels, scores, 0),
         "versions": {"trl": "1"},
     }
-
-
-@pytest.fixture(autouse=True)
-def _no_warnings():
-    """Matplotlib warns of glyphs that no font has, and of layouts that fail."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 def test_an_evaluation_without_rewards_replaces_the_last_one_and_leaves_other_files(tmp_path):

@@ -1,6 +1,5 @@
 """The cache of frozen layers and reference log-probabilities changes no logits, whatever is cached."""
 
-import pytest
 import torch
 from accelerate import PartialState
 from conftest import tiny_config
@@ -21,11 +20,6 @@ def make_model():
     model = LlamaForCausalLM(tiny_config(num_hidden_layers=LAYERS)).eval()
     add_fused_lm_head(model)
     return model
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "memory" / "hidden.safetensors"
 
 
 def pairs(lengths=((4, 1, 3), (2, 5, 2)), seed=0):
@@ -67,10 +61,10 @@ def freeze(model, count: int, cache: SequenceCache) -> list[int]:
     return calls
 
 
-def test_known_sequences_skip_the_frozen_layers_in_any_batch(path):
+def test_known_sequences_skip_the_frozen_layers_in_any_batch(tmp_path):
     model, first, second = make_model(), pairs(), pairs(((1, 6, 6), (7, 2, 1)), seed=1)
     expected = [log_probs(model, rows).detach() for rows in (first, second)]
-    calls = freeze(model, 2, SequenceCache(path))
+    calls = freeze(model, 2, SequenceCache(tmp_path / "hidden"))
     for _ in range(2):
         assert_near([log_probs(model, rows) for rows in (first, second)], expected)
     assert calls == [2, 2, 4]
@@ -80,18 +74,18 @@ def test_known_sequences_skip_the_frozen_layers_in_any_batch(path):
     assert calls == [2, 2, 5]
 
 
-def test_a_changed_token_is_computed(path):
+def test_a_changed_token_is_computed(tmp_path):
     rows, model = pairs(), make_model()
-    calls = freeze(model, 2, SequenceCache(path))
+    calls = freeze(model, 2, SequenceCache(tmp_path / "hidden"))
     log_probs(model, rows)
     rows[1][1][0] = 3
     assert_near(log_probs(model, rows), log_probs(make_model(), rows))
     assert calls == [2, 2, 2]
 
 
-def test_a_saved_cache_serves_another_process(path):
-    model, other, cache = make_model(), make_model(), SequenceCache(path)
-    expected = log_probs(model, pairs()).detach()
+def test_a_saved_cache_serves_another_process(tmp_path):
+    path, model, other = tmp_path / "memory" / "hidden.safetensors", make_model(), make_model()
+    expected, cache = log_probs(model, pairs()).detach(), SequenceCache(path)
     cache.save()
     assert not path.exists()  # nothing new
     freeze(model, 2, cache)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import logged
-from transformers import AutoModelForCausalLM
+from oracles import load
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo.core.losses import capo_loss
@@ -114,24 +114,20 @@ ARGUMENTS = {"train_sampling_strategy": "sequential", "beta": 0.3, "learning_rat
 
 
 @pytest.fixture
-def reference(other_model_dir):
-    return AutoModelForCausalLM.from_pretrained(other_model_dir, dtype=torch.float32)
-
-
-@pytest.fixture
-def study_trainer(make_args, model_dir, reference, pairs, tmp_path):
+def study_trainer(make_args, model_dir, other_model_dir, pairs, tmp_path):
     def make(name: str, cache="none"):
         method = METHODS[name]
         study = {"method": method, "own": method.own, "references": SequenceCache(tmp_path / cache)}
-        return StudyTrainer(model_dir, reference, make_args(**ARGUMENTS | method.config), train_dataset=pairs, **study)
+        args = make_args(**ARGUMENTS | method.config)
+        return StudyTrainer(model_dir, load(other_model_dir), args, train_dataset=pairs, **study)
 
     return make
 
 
-def test_robust_dpo_trains_as_in_trl(study_trainer, make_args, model_dir, reference, pairs):
-    options = {"loss_type": ["robust"], "label_smoothing": 0.1}
+def test_robust_dpo_trains_as_in_trl(study_trainer, make_args, model_dir, other_model_dir, pairs):
+    args = make_args(DPOConfig, **ARGUMENTS, loss_type=["robust"], label_smoothing=0.1)
     trainer = study_trainer("rdpo")
-    theirs = DPOTrainer(model_dir, reference, make_args(DPOConfig, **ARGUMENTS | options), train_dataset=pairs)
+    theirs = DPOTrainer(model_dir, load(other_model_dir), args, train_dataset=pairs)
     for one in (trainer, theirs):
         one.train()
     for key in ("loss", "grad_norm"):
