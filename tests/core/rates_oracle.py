@@ -8,21 +8,18 @@ from transformers import TrainerCallback
 from trl_capo.core.noise_model import TEMPERATURES
 
 
-def standardised(chosen, rejected, ref_chosen, ref_rejected) -> float:
-    """The reference's margin of a pair, from the log-probs of its tokens."""
-    return math.asinh(float(ref_chosen.sum() - ref_rejected.sum()) / math.sqrt(len(chosen) + len(rejected)))
-
-
 def pair_rates(
     step, languages, rates, slopes, mean_scales, rhos=None, temperature_posterior=None, with_margin=True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Every pair's own noise rate and label weight (docs/method.md, eq. 7).
 
-    `rates`, `slopes` and `mean_scales` are by language; `rhos` are those that pairs had when they were first seen.
+    `rates`, `slopes` and `mean_scales` are by language; `rhos` are those that pairs had when they were first seen. The
+    margin is the reference's, from the log-probs of its tokens.
     """
     own, weights = [], []
-    for place, (language, pair) in enumerate(zip(languages, step, strict=True)):
-        margin, odds = standardised(*pair) if with_margin else 0.0, 0.0
+    for place, (language, (_, _, chosen, rejected)) in enumerate(zip(languages, step, strict=True)):
+        margin, odds = float(chosen.sum() - rejected.sum()) if with_margin else 0.0, 0.0
+        margin = math.asinh(margin / math.sqrt(len(chosen) + len(rejected)))
         if rhos is not None:
             of_temperatures = zip(temperature_posterior, TEMPERATURES, strict=True)
             first = sum(probability / (1 + math.exp(-rhos[place] / t)) for probability, t in of_temperatures)

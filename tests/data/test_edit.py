@@ -13,17 +13,13 @@ from trl_capo.data.edit import EditArguments, replace_chosen, swap_answers
 ROWS = np.array([1, 4, 5])
 
 
-def test_a_swap_moves_all_columns_that_are_named_after_the_answers():
+def test_columns_that_are_named_after_an_answer_move_with_it_and_become_null_when_it_is_replaced():
     more = {"chosen_rating": 5, "rejected_rating": 1, "score_chosen": 0.5, "score_rejected": -0.5, "chosen_by": "x"}
     data = Dataset.from_list([standard(index) | more for index in range(8)])
     ratings = {"chosen_rating": 1, "rejected_rating": 5, "score_chosen": -0.5, "score_rejected": 0.5}
     for row, (old, new) in enumerate(zip(data, swap_answers(data, ROWS), strict=True)):
         swapped = old | ratings | {"chosen": old["rejected"], "rejected": old["chosen"]}
         assert new == (swapped if row in ROWS else old)
-
-
-def test_what_describes_a_replaced_answer_becomes_null():
-    data = Dataset.from_list([standard(index) | {"chosen_rating": 5, "rejected_rating": 1} for index in range(8)])
     changed = replace_chosen(data, ROWS, ["a", "b", "c"])
     assert changed["chosen"][4:6] == ["b", "c"]
     assert changed["chosen_rating"][:] == [5, None, 5, 5, None, None, 5, 5]
