@@ -32,7 +32,7 @@ def evaluation(groups: list[str], models=("a model",), reference="a reference") 
         "dropped_groups": ["fr"],
         "group_column": "language",
         "models": {name: summarise_model(labels, {}, score) for name, score in scores.items()},
-        "differences": compare_models(labels, scores, 0),
+        "differences": compare_models(labels, scores),
         "versions": {"trl": "1"},
     }
 

@@ -32,7 +32,7 @@ def test_a_model_with_nothing_but_ties_has_no_accuracy_but_a_reference_free_one(
     assert [(part["accuracy"], part["accuracy_95"], part["ties"]) for part in parts] == [(None, None, 1.0)] * 5
     assert figures["macro"] == {"reference_free_accuracy": 1.0}
     assert figures["worst"] == {"reference_free_accuracy": {"group": "a", "value": 1.0}}
-    found = compare_models(["a", "a"], {"one": scores([1.0, -1.0]), "same": scores([0.0, 0.0])}, 0)["same"]
+    found = compare_models(["a", "a"], {"one": scores([1.0, -1.0]), "same": scores([0.0, 0.0])})["same"]
     assert (found["measure"], found["overall"]["difference"]) == ("reference_free_accuracy", 0.0)
 
 
@@ -41,7 +41,7 @@ def test_a_group_with_nothing_but_ties_has_accuracy_0():
     labels, tied, right = ["a", "a", "b", "b"], scores([1.0, -1.0, 0.0, 0.0]), scores([1.0, 1.0, 1.0, 1.0])
     figures = summarise_model(labels, {}, tied)
     assert (figures["macro"]["accuracy"], figures["worst"]["accuracy"]) == (0.25, {"group": "b", "value": 0.0})
-    found = compare_models(labels, {"right": right, "tied": tied}, 0)["tied"]
+    found = compare_models(labels, {"right": right, "tied": tied})["tied"]
     assert (found["against"], found["measure"]) == ("right", "accuracy")
     assert [found["groups"][group]["difference"] for group in "ab"] == [-0.5, -1.0]
     assert (found["macro"]["difference"], found["overall"]["difference"]) == (-0.75, -0.75)

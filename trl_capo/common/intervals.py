@@ -1,13 +1,12 @@
 """Confidence intervals and tests for accuracies, for differences of models on the same pairs, and over seeds."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 Z95 = 1.959963984540054  # the 0.975 quantile of the normal distribution
-RESAMPLES, SEED_DRAWS = 10_000, 4_000
+SEED_DRAWS = 4_000
 
 
 def wilson_interval(successes: int, total: int) -> tuple[float, float]:
@@ -22,30 +21,6 @@ def sign_test(wins: int, losses: int) -> float:
     from scipy.special import bdtr  # the binomial distribution function
 
     return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
-
-
-def macro_sign_test(groups: Sequence[np.ndarray], resamples: int, generator: np.random.Generator) -> float:
-    """Return the two-sided p-value of a macro mean of (pairs,) changes of -1, 0 or 1 per group: a random-sign test.
-
-    The null hypothesis is that two equal models win each pair that they rank differently with probability 1/2. The
-    test is conservative if one model is better in some groups and worse in others.
-    """
-    drawn = np.mean([_random_signs(values, resamples, generator) for values in groups], axis=0)
-    reached = np.abs(drawn) >= abs(np.mean([values.mean() for values in groups])) - 1e-12
-    return (1 + int(reached.sum())) / (1 + resamples)
-
-
-def bootstrap_deviations(values: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Return (resamples,) deviations of resampled means from the mean of (pairs,) changes of -1, 0 or 1.
-
-    The variance of a resampled mean is too small by (n - 1) / n, which adds up over small groups, so it is scaled up.
-    """
-    total = len(values)
-    if total == 1:  # it has no variance to resample
-        return _random_signs(values, resamples, generator)
-    shares = np.array([(values == outcome).mean() for outcome in (-1, 0, 1)])
-    counts = generator.multinomial(total, shares, size=resamples)
-    return ((counts[:, 2] - counts[:, 0]) / total - values.mean()) * math.sqrt(total / (total - 1))
 
 
 class Estimate(NamedTuple):
@@ -78,9 +53,3 @@ class TwoLevelBootstrap:
         # The drawn seeds depend only on how many there are, so methods with the same seeds share them.
         drawn = np.random.default_rng(len(seeds)).integers(len(seeds), size=(SEED_DRAWS, len(seeds)))
         return by_seed[drawn, np.arange(SEED_DRAWS)[:, None]].mean(axis=1)
-
-
-def _random_signs(values: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Return (resamples,) means of the changes with random signs."""
-    differing = int(np.abs(values).sum())
-    return (2 * generator.binomial(differing, 0.5, resamples) - differing) / len(values)

@@ -48,7 +48,6 @@ class EvaluateArguments:
     load_in_4bit: bool = HfArg(default=False, help="Load models in 4 bits (bitsandbytes NF4).")
     trust_remote_code: bool = HfArg(default=False, help="Run the code of models on the hub.")
     output_dir: str | None = HfArg(default=None, help="Folder for metrics.json, report.md and accuracy.png.")
-    seed: int = HfArg(default=0, help="Seed of the bootstrap.")
 
     def __post_init__(self) -> None:
         self.group_column = parse_column(self.group_column)
@@ -100,10 +99,10 @@ def evaluate(args: EvaluateArguments) -> Figures:
         "dropped_pairs": len(kept) - sum(kept),
         "dropped_groups": sorted(set(groups or ()) - set(labels or ())),
         "group_column": column,
-        **{name: getattr(args, name) for name in ("beta", "max_length", "seed")},
+        **{name: getattr(args, name) for name in ("beta", "max_length")},
         "seconds": time.perf_counter() - started,
         "models": {name: summarise_model(labels, also_by, score) for name, score in scores.items()},
-        "differences": compare_models(labels, scores, args.seed),
+        "differences": compare_models(labels, scores),
         "versions": versions(),
     }
 
@@ -117,10 +116,8 @@ def _resolve_models(args: EvaluateArguments) -> dict[str, tuple[ModelSource, Mod
         if reference is not None and reference.tokenizer.get_vocab() != source.tokenizer.get_vocab():
             raise ValueError(f"ref_model={args.ref_model!r} has another vocabulary than {name!r}; give its base.")
         base = replace(source, name=source.base, adapter=None) if source.adapter else None
-        if base and os.path.isfile(os.path.join(source.adapter, "ref", "adapter_config.json")):
-            base = replace(
-                source, name=f"{name}/ref", adapter=os.path.join(source.adapter, "ref")
-            )  # TRL's start of DPO
+        if base and os.path.isfile(os.path.join(start := os.path.join(source.adapter, "ref"), "adapter_config.json")):
+            base = replace(source, name=f"{name}/ref", adapter=start)  # from which TRL's DPO started
         earlier = sum(model.name == name for model, _ in models.values())  # a repeated name gets a number
         models[f"{name} ({earlier + 1})" if earlier else name] = source, reference or base
     return models

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_capo.common.intervals import RESAMPLES, bootstrap_deviations, macro_sign_test, sign_test, wilson_interval
+from trl_capo.common.intervals import Z95, sign_test, wilson_interval
 
 ALL_PAIRS, MACRO, WORST = "all pairs", "macro mean", "worst group"
 MEASURES = {"accuracy": "reward accuracy", "reference_free_accuracy": "reference-free accuracy"}
@@ -55,43 +55,38 @@ def summarise_model(labels: Labels, also_by: dict[str, Sequence[str]], score: di
     return figures
 
 
-def compare_models(labels: Labels, scores: dict[str, dict[str, Any]], seed: int) -> Figures:
+def compare_models(labels: Labels, scores: dict[str, dict[str, Any]]) -> Figures:
     """Compare every model with the first, by reference-free accuracy if one of them has no reward accuracy."""
     baseline, *others = scores
     has_rewards = all(score["margins"] is not None and score["margins"].any() for score in scores.values())
     key, measure = ("margins", "accuracy") if has_rewards else ("per_token", "reference_free_accuracy")
     right = {name: score[key] > 0 for name, score in scores.items()}
     common = {"against": baseline, "measure": measure}
-    return {name: common | paired_differences(labels, right[baseline], right[name], seed=seed) for name in others}
+    return {name: common | paired_differences(labels, right[baseline], right[name]) for name in others}
 
 
-def paired_differences(
-    labels: Labels, baseline: np.ndarray, other: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Figures:
+def paired_differences(labels: Labels, baseline: np.ndarray, other: np.ndarray) -> Figures:
     """Compare two models by (N,) booleans, whether each ranks a pair as its label does, and (N,) groups or None.
 
     Returns `groups`, `overall` and, with groups, `macro` (the mean over groups), each with `difference`, `interval_95`
-    (percentile bootstrap over the pairs of each group) and `beyond_chance`: the interval excludes 0, and the sign
-    test, or for the macro mean `macro_sign_test`, gives p < 0.05.
+    (mean +- 1.96 standard errors of the changes per pair) and `beyond_chance`: the interval excludes 0, and an exact
+    sign test, for the macro mean over all pairs, gives p < 0.05.
     """
-    change, generator = other.astype(int) - baseline.astype(int), np.random.default_rng(seed)
-    names = sorted(set(labels or []))
+    change, names = other.astype(int) - baseline.astype(int), sorted(set(labels or []))
     groups = [change[np.asarray(labels, dtype=object) == name] for name in names]
-    deviations, parts = [], []
-    for values in (*groups, change):
-        deviations.append(bootstrap_deviations(values, resamples, generator))
-        p_value = sign_test(int((values > 0).sum()), int((values < 0).sum()))
-        parts.append(_difference(float(values.mean()), deviations[-1], p_value))
+    variances = [v.var(ddof=1) / len(v) if len(v) > 1 else v[0] ** 2 for v in (*groups, change)]
+    p_values = [sign_test(int((v > 0).sum()), int((v < 0).sum())) for v in (*groups, change)]
+    means = [float(values.mean()) for values in (*groups, change)]
+    parts = [_difference(*part) for part in zip(means, variances, p_values, strict=True)]
     result = {"groups": dict(zip(names, parts, strict=False)), "overall": parts[-1]}
     if names:
-        difference = float(np.mean([values.mean() for values in groups]))
-        p_value = macro_sign_test(groups, resamples, generator)
-        result["macro"] = _difference(difference, np.mean(deviations[:-1], axis=0), p_value)
+        variance = sum(variances[:-1]) / len(names) ** 2
+        result["macro"] = _difference(sum(means[:-1]) / len(names), variance, p_values[-1])
     return result
 
 
-def _difference(difference: float, deviations: np.ndarray, p_value: float) -> Figures:
-    bounds = np.clip(difference + np.quantile(deviations, [0.025, 0.975]), -1.0, 1.0)
-    low, high = (float(round(bound, 12)) + 0.0 for bound in bounds)  # + 0.0 turns -0.0 into 0.0
+def _difference(difference: float, variance: float, p_value: float) -> Figures:
+    reach = Z95 * float(variance) ** 0.5
+    low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
     beyond_chance = (low > 0 or high < 0) and p_value < 0.05
     return {"difference": difference, "interval_95": [low, high], "beyond_chance": beyond_chance}
