@@ -1,5 +1,6 @@
 """Loading and checking pairs: every kind of place, mixtures, and what is refused or warned about."""
 
+import numpy as np
 import pytest
 from conftest import as_conversation, make_pairs
 from datasets import Dataset, DatasetDict
@@ -7,6 +8,7 @@ from preference_rows import FORMATS, make_data
 from trl import DatasetMixtureConfig
 
 from trl_capo.common.fingerprint import fingerprint
+from trl_capo.data.edit import swap_answers
 from trl_capo.data.load import check_pairs, load_mixture, load_pairs, select_split
 
 PAIRS = make_pairs(6)
@@ -74,10 +76,16 @@ PROBLEMS = {
     "prompt is text, chosen is messages, rejected is text": changed(6, chosen=as_conversation(PAIRS[0])["chosen"]),
     "rejected is empty in 6 of 6 rows": changed(6, rejected=" \n"),
     "chosen equals rejected in 6 of 6 rows": changed(6, chosen="a", rejected="a"),
+    "prompt is empty in 6 of 6 rows": changed(6, prompt=" "),
     "no prompt": changed(6, chosen="yes", rejected="no").remove_columns("prompt"),
-    "in 4 of 6 rows .*; rename the column 'question' to 'prompt'": changed(4, chosen="ab", rejected="b")
-    .rename_column("prompt", "question")
-    .map(lambda row: row if row["chosen"] == "ab" else row | {"rejected": row["chosen"] + "!"}),
+    "in 4 of 6 rows .* the text of 'instruction' and 'input' into a column 'prompt'": changed(4, prompt="Why?")
+    .map(
+        lambda row: (
+            row if row["prompt"] == "Why?" else {side: row["prompt"] + row[side] for side in ("chosen", "rejected")}
+        )
+    )
+    .rename_column("prompt", "instruction")
+    .add_column("input", [""] * 6),
 }
 
 
@@ -94,37 +102,57 @@ def test_what_is_wrong_with_some_rows_is_a_warning_with_their_numbers():
     assert check_pairs(equal.select([5, 0, 1]), "d") == ["d: chosen equals rejected in 1 of 3 rows (row 1)"]
 
 
-def turns(*texts: str) -> list[dict]:
-    return [{"role": role, "content": text} for role, text in zip(["user", "assistant"], texts, strict=False)]
+def turns(*texts: str, roles="user assistant user assistant") -> list[dict]:
+    return [{"role": role, "content": text} for role, text in zip(roles.split(), texts, strict=False)]
 
 
-REPEATED = {
-    "text": lambda i: {"prompt": f"q{i} ", "chosen": f"q{i} yes", "rejected": f"q{i} no"},
-    "messages": lambda i: {
-        "prompt": turns(f"q{i}"),
-        "chosen": turns(f"q{i}", "yes"),
-        "rejected": turns(f"q{i}", "no"),
-    },
-    "mixed": lambda i: {"prompt": f"q{i}", "chosen": turns(f"q{i}", "yes"), "rejected": turns(f"q{i}", "no")},
+SYSTEM, LAST = "system user assistant", {"roles": "assistant"}
+REPEATED = {  # prompt and the beginning of both answers, as they are stored and as they should be read
+    "text": ("q ", "q ", "q ", ""),
+    "text with another space": ("q\n", "q ", "q", " "),
+    "messages": (turns("q"), turns("q"), turns("q"), []),
+    "system in the answers": (turns("q"), turns("s", "q", roles=SYSTEM), turns("s", "q", roles=SYSTEM), []),
+    "system in the prompt": (turns("s", "q", roles=SYSTEM), turns("q"), turns("s", "q", roles=SYSTEM), []),
+    "last turn": (turns("1", "2", "q"), turns("q"), turns("1", "2", "q"), []),
+    "mixed": ("q", turns("q"), turns("q"), []),
+    "mixed, other text": ("q", turns("s", "q.", roles=SYSTEM), turns("s", "q.", roles=SYSTEM), []),
+    "mixed, answers alone": ("q", [], turns("q"), []),
 }
 
 
 @pytest.mark.parametrize("form", REPEATED)
-def test_a_prompt_that_all_answers_repeat_is_left_out(form, tmp_path, caplog):
-    """As in ultrafeedback_binarized. One answer that does not begin with its prompt keeps the column."""
-    rows = [REPEATED[form](index) for index in range(3)]
-    Dataset.from_list(rows).to_json(tmp_path / "pairs.jsonl")
-    data = load_pairs(str(tmp_path / "pairs.jsonl"))["train"]
-    assert data.column_names == ["chosen", "rejected"]
-    assert fingerprint(data) == fingerprint(Dataset.from_list(rows))
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_prompt_is_cut_off_the_answers_that_repeat_it(form, streaming, tmp_path, caplog):
+    """As in ultrafeedback_binarized. A row that does not repeat its prompt stays as it is."""
+    given, start, prompt, rest = REPEATED[form]
+    ends = ("yes", "no") if isinstance(start, str) else (turns("yes", **LAST), turns("no", **LAST))
+    rows = [{"prompt": given, "chosen": start + ends[0], "rejected": start + ends[1], "id": 1}] * 3
+    other = {"prompt": "a" if isinstance(given, str) else turns("a"), "chosen": ends[0], "rejected": ends[1], "id": 2}
+    Dataset.from_list([*rows, other]).to_json(tmp_path / "pairs.jsonl")
+    data = load_pairs(str(tmp_path / "pairs.jsonl"), streaming=streaming)["train"]
+    expected = [{"prompt": prompt, "chosen": rest + ends[0], "rejected": rest + ends[1], "id": 1}] * 3
+    assert list(data) == [*expected, other | {"prompt": turns("a") if isinstance(start, list) else "a"}]
+    assert "train: the prompt is cut off the answers" in caplog.text
     assert check_pairs(data, "train_dataset") == []
-    assert "train: all answers begin with their prompt" in caplog.text
-    rows[2]["rejected"] = rows[1]["rejected"]
-    Dataset.from_list(rows).to_json(tmp_path / "other.jsonl")
-    assert "prompt" in load_pairs(str(tmp_path / "other.jsonl"))["train"].column_names
+    if not streaming:
+        assert fingerprint(data) == fingerprint(Dataset.from_list([*rows, other]))
 
 
-def test_messages_with_tool_calls_or_parts_are_read():
+def test_answers_that_begin_with_their_prompt_by_chance_stay_whole(tmp_path):
+    rows = [{"prompt": "q", "chosen": "yes", "rejected": "no"}] * 20
+    rows += [{"prompt": "2", "chosen": "2 + 2", "rejected": "2 - 2"}]
+    rows += [{"prompt": "q", "chosen": "q", "rejected": "no"}] * 5
+    Dataset.from_list(rows).to_json(tmp_path / "pairs.jsonl")
+    assert load_pairs(str(tmp_path / "pairs.jsonl"))["train"].to_list() == rows
+
+
+def test_cells_of_a_csv_file_are_texts_and_only_empty_ones_are_null(tmp_path):
+    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected,language,score\nq,None,NA,nan,1.5\nq,yes,,de,\n")
+    rows = load_pairs(str(tmp_path / "pairs.csv"))["train"].to_list()
+    assert [list(row.values()) for row in rows] == [["q", "None", "NA", "nan", 1.5], ["q", "yes", None, "de", None]]
+
+
+def test_messages_with_tool_calls_or_parts_are_read(tmp_path):
     call = {"type": "function", "function": {"name": "say", "arguments": "{}"}}
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "?"}]
     row = {"prompt": [{"role": "user", "content": parts}], "rejected": [{"role": "assistant", "content": "no"}]}
@@ -133,3 +161,7 @@ def test_messages_with_tool_calls_or_parts_are_read():
     assert check_pairs(Dataset.from_list([row, empty]), "d") == ["d: chosen is empty in 1 of 2 rows (row 1)"]
     calls = [{key: [{"role": "assistant", "tool_calls": [call]}] if key == "chosen" else row[key] for key in row}]
     assert check_pairs(Dataset.from_list(calls), "d") == []
+    Dataset.from_list([row | {"prompt": turns("q")}]).to_json(tmp_path / "mixed.jsonl")  # the keys of answers differ
+    data = load_pairs(str(tmp_path / "mixed.jsonl"))["train"]
+    assert check_pairs(data, "d") == []
+    assert swap_answers(data, np.array([0]))[0]["rejected"] == data[0]["chosen"]

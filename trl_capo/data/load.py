@@ -4,6 +4,7 @@ A stream is checked by its first rows, since it can be read only once.
 """
 
 import dataclasses
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,20 +15,20 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, IterableDataset, LargeList, List, Value
+from datasets import Dataset, Features, IterableDataset, Json, LargeList, List, Value
 from datasets.exceptions import DatasetsError
 from trl import DatasetMixtureConfig, get_dataset
 
-from trl_capo.common.fingerprint import repeats_prompt
+from trl_capo.common.fingerprint import repeats_prompt, separate_prompt
 from trl_capo.common.text import first_few
 
 logger = logging.getLogger(__name__)
 
-STREAM_ROWS = 100
+STREAM_ROWS, _BATCH = 100, 10_000
 BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"}
-_BATCH = 10_000
-_COLUMNS, _PROMPT_LIKE = ("prompt", "chosen", "rejected"), ("question", "instruction", "input", "query")
+_COLUMNS, _ASKS = ("prompt", "chosen", "rejected"), ("question", "instruction", "input", "query")
 _AS_TEXT = r"^\s*\[\s*\{\s*['\"](role|content|from)['\"]"  # as spreadsheets hold a list of messages
+_NO_PROMPT = "no prompt (no such column, and the answers do not share one)"
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -40,7 +41,9 @@ def load_pairs(name: str, *, config: str | None = None, streaming: bool = False,
     path = Path(name).expanduser()
     with _readable(f"{option}={name!r}"):
         if path.is_file():
-            splits = datasets.load_dataset(_builder(path), data_files=str(path), streaming=streaming)
+            file = _file(path)
+            cells = {"keep_default_na": False, "na_values": [""]} if file["path"] == "csv" else {}  # `NA` is a text
+            splits = datasets.load_dataset(**file, **cells, streaming=streaming)
         elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             saved = datasets.load_from_disk(str(path))
             splits = saved if isinstance(saved, Mapping) else datasets.DatasetDict(train=saved)
@@ -50,15 +53,24 @@ def load_pairs(name: str, *, config: str | None = None, streaming: bool = False,
             raise FileNotFoundError("there is no such file or folder")
         else:
             splits = datasets.load_dataset(name, config, streaming=streaming)
-    return type(splits)({split: _without_repeated_prompt(rows, split) for split, rows in splits.items()})
+    return type(splits)({split: _normal_form(rows, split) for split, rows in splits.items()})
 
 
-def _without_repeated_prompt(rows: Any, split: str) -> Any:
-    """Drop the column `prompt` if all answers begin with it, since they are whole conversations then."""
-    if isinstance(rows, Dataset) and repeats_prompt(rows):
-        logger.warning(f"{split}: all answers begin with their prompt, so the column `prompt` is left out.")
-        return rows.remove_columns("prompt")
-    return rows
+def _normal_form(rows: Dataset | IterableDataset, split: str) -> Any:
+    """Cut prompts off the answers that repeat them, as in ultrafeedback_binarized, and give messages one type."""
+    sample = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows.take(STREAM_ROWS)))
+    found, size = repeats_prompt(sample)
+    if found:
+        logger.warning(f"{split}: the prompt is cut off the answers that repeat it ({found:,} of {size:,} rows seen).")
+    features = dict(rows.features or {})
+    if found and _format(features.get("chosen")) == "messages":
+        features["prompt"] = features["chosen"]
+    names = [name for name in _COLUMNS if _format(features.get(name)) == "messages"]
+    if mixed := [features[name] for name in names if isinstance(features[name].feature, Json)]:
+        features |= dict.fromkeys(names, mixed[0])
+    if not found and features == (rows.features or {}):
+        return rows
+    return rows.map(separate_prompt if found else None, features=Features(features) if features else None)
 
 
 def select_split(splits: Mapping[str, Any], split: str, option: str) -> Dataset | IterableDataset:
@@ -79,21 +91,20 @@ def load_mixture(dataset_args: DatasetMixtureConfig, seed: int) -> Mapping[str, 
     with _readable("datasets"):
         for entry in dataset_args.datasets:
             path = Path(entry.path).expanduser()
-            file = {"path": _builder(path), "data_files": str(path)} if path.is_file() else {}
-            entries.append(dataclasses.replace(entry, **file))
+            entries.append(dataclasses.replace(entry, **_file(path)) if path.is_file() else entry)
         mixture = get_dataset(DatasetMixtureConfig(entries, streaming))
-    mixture = type(mixture)({split: _without_repeated_prompt(rows, split) for split, rows in mixture.items()})
+    mixture = type(mixture)({split: _normal_form(rows, split) for split, rows in mixture.items()})
     if size is None:
         return mixture
     with _readable(f"test_split_size={size}"):
         return mixture["train"].train_test_split(test_size=size, seed=seed)
 
 
-def _builder(path: Path) -> str:
+def _file(path: Path) -> dict[str, Any]:
     ending = path.with_suffix("").suffix if path.suffix in _COMPRESSED else path.suffix
     if ending not in BUILDERS:
         raise ValueError(f"the file's name must end in one of {', '.join(BUILDERS)}")
-    return BUILDERS[ending]
+    return {"path": BUILDERS[ending], "data_files": str(path)}
 
 
 @contextmanager
@@ -118,18 +129,19 @@ def check_pairs(dataset: Dataset | IterableDataset, name: str) -> list[str]:
         dataset = Dataset.from_list(list(dataset.take(STREAM_ROWS)))
     _check_columns(dataset, name)
     columns, found = [column for column in _COLUMNS if column in dataset.column_names], {}
-    for number, batch in enumerate(dataset.select_columns(columns).with_format("arrow").iter(_BATCH)):
-        arrays = {column: batch[column].combine_chunks() for column in columns}
+    asks = [] if "prompt" in columns else [name for name in _ASKS if _format(dataset.features.get(name)) == "text"]
+    for number, batch in enumerate(dataset.select_columns(columns + asks).with_format("arrow").iter(_BATCH)):
+        arrays = {column: batch[column].combine_chunks() for column in columns + asks}
         texts = {column: _join(array) if pa.types.is_nested(array.type) else array for column, array in arrays.items()}
         for problem, mask in _row_problems(texts):
             found.setdefault(problem, []).extend(np.flatnonzero(mask.fill_null(False)) + number * _BATCH)
     errors, warnings = [], []
     for problem, indices in found.items():
         if indices:
-            asks = [name for name in _PROMPT_LIKE if name in dataset.column_names and "no prompt" in problem]
             line = f"{problem} in {len(indices):,} of {len(dataset):,} rows (row {first_few(indices)})"
-            line += f"; rename the column {asks[0]!r} to 'prompt'" if asks else ""
-            is_error = "null" in problem or len(indices) >= (0.5 if asks else 1) * len(dataset)
+            asked = asks if problem == _NO_PROMPT else []
+            line += f"; put the text of {' and '.join(map(repr, asked))} into a column 'prompt'" if asked else ""
+            is_error = "null" in problem or len(indices) >= (0.5 if asked else 1) * len(dataset)
             (errors if is_error else warnings).append(line)
     if errors:
         raise ValueError(f"{name} cannot be used: {'; '.join(errors)}.")
@@ -148,31 +160,40 @@ def _check_columns(rows: Dataset, name: str) -> None:
 
 
 def _format(feature: Any) -> str:
-    """Return "text", "messages", or any other type's name, such as the Json type of mixed formats."""
+    """Return "text", "messages" (Json where they have different keys), or any other type's name."""
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         return "text"
     message = feature.feature if isinstance(feature, List | LargeList) else None
     is_message = isinstance(message, Mapping) and "role" in message and {"content", "tool_calls"} & set(message)
-    return "messages" if is_message else str(feature)
+    return "messages" if is_message or isinstance(message, Json) else str(feature)
 
 
 def _row_problems(texts: Mapping[str, pa.Array]) -> Iterator[tuple[str, pa.Array]]:
     """Yield what can be wrong with a row, and the (B,) mask of the rows that have this fault."""
-    for column, text in texts.items():
+    for column in (column for column in _COLUMNS if column in texts):
+        text = texts[column]
         yield f"{column} is null", text.is_null()
         yield f"{column} is a list of messages written as text", pc.match_substring_regex(text, _AS_TEXT)
-    for column in ("chosen", "rejected"):
-        yield f"{column} is empty", pc.or_(pc.equal(texts[column], ""), pc.utf8_is_space(texts[column]))
+        yield f"{column} is empty", pc.or_(pc.equal(text, ""), pc.utf8_is_space(text))
     yield "chosen equals rejected", pc.equal(texts["chosen"], texts["rejected"])
     if "prompt" not in texts:
-        starts = [pc.utf8_slice_codeunits(texts[column], 0, 1) for column in ("chosen", "rejected")]
-        yield "no prompt (no such column, and both answers share no beginning)", pc.not_equal(*starts)
+        rows = zip(*(text.fill_null("").to_pylist() for text in list(texts.values())[:3]), strict=True)
+        yield _NO_PROMPT, pa.array([_lacks_prompt(*row) for row in rows], pa.bool_())
+
+
+def _lacks_prompt(chosen: str, rejected: str, ask: str = "") -> bool:
+    """Whether the answers do not both hold `ask`, and share a shorter beginning than that (none without `ask`)."""
+    most = max(1, len(ask := ask.strip()))
+    return chosen[:most] != rejected[:most] and not (ask and ask in chosen and ask in rejected)
 
 
 def _join(lists: pa.Array) -> pa.Array:
     """Return (B,) text: what the messages of each row hold besides their roles."""
-    texts = (
-        turns and [str(part) for turn in turns for key, part in turn.items() if key != "role" and part]
-        for turns in lists.to_pylist()
-    )
-    return pa.array([None if parts is None else "\n".join(parts) for parts in texts], pa.string())
+    joined = []
+    for turns in lists.to_pylist():
+        turns = turns and [
+            json.loads(turn) if isinstance(turn, str) else turn for turn in turns
+        ]  # Json is stored as text
+        parts = turns and [str(part) for turn in turns for key, part in turn.items() if key != "role" and part]
+        joined.append(parts if parts is None else "\n".join(parts))
+    return pa.array(joined, pa.string())
