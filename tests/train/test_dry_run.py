@@ -54,6 +54,8 @@ def test_warnings_leave_the_exit_code_0(report):
     assert (code, "30 trusted labels, 9 to 11 per group; 10 to 20" in output) == (0, True)
     assert output.count("- train_dataset:") == 1  # an equal pair
     assert "no error, 4 warnings" in output  # and one that is cut, one whose prompt is too long, and the memory
+    code, output = report(max_length=25, eval_strategy="steps", dataset_test_split="train")
+    assert "- eval_dataset: max_length=25 cuts pairs" in output
 
 
 def test_streams_and_launch_options(report):

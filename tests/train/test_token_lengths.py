@@ -6,11 +6,13 @@ from conftest import as_conversation, byte_tokenizer, make_pairs
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from trl_capo.data.tokenise import ALL_PAIRS, length_table, length_warnings, measure_lengths
+from trl_capo.data.tokenise import ALL_PAIRS, length_table, length_warnings, measure_lengths, tokenise_rows
 
 
 def measured(data, labels="language", max_length=None):
-    return measure_lengths(data, None if labels is None else data[labels][:], byte_tokenizer(), "tiny", max_length)
+    return measure_lengths(
+        data, None if labels is None else data[labels][:], byte_tokenizer(), "tiny", max_length, "pairs"
+    )
 
 
 def pairs_of(sizes: dict[str, list[int]]) -> Dataset:
@@ -39,6 +41,66 @@ def test_conversations_are_measured_in_their_template():
     found = measured(Dataset.from_list([as_conversation(row)]), None).loc[ALL_PAIRS]
     assert found["longest"] == 2 + len("user: hi") + 1 + len("assistant: ") + 7
     assert found["cost"] == (7 + 2) / len("日本x")
+
+
+SHOWN = "{{ m.role }}: {{ m.content or '' }}{% for c in m.tool_calls or [] %}CALL{% endfor %}\n"
+NAME, ALL = (SHOWN.replace("CALL", f"{{{{ c.function{shown} | tojson }}}}") for shown in (".name", ""))
+KNOWN = f"{{% if m.role in ('user', 'assistant') %}}{ALL}{{% endif %}}"
+CALL = [{"type": "function", "function": {"name": "find", "arguments": {"city": "Bern"}}}]
+TEMPLATES = {  # a template, the messages of prompt and chosen answer, and what is wrong with them
+    "all is shown": (ALL, [("system", "s"), ("user", "q")], [("assistant", None, CALL)], ""),
+    "system": (
+        KNOWN,
+        [("system", "s"), ("user", "q")],
+        [("assistant", "a")],
+        "leaves out `content` of 'system' messages",
+    ),
+    "beside calls": (
+        ALL.replace("m.content", "not m.tool_calls and m.content"),
+        [("user", "q")],
+        [("assistant", "a", CALL)],
+        "leaves out `content` of 'assistant' messages, such as in row 1",
+    ),
+    "unknown role": (
+        KNOWN,
+        [("user", "q")],
+        [("gpt", "a")],
+        "row 1 of d: its chat template leaves out `content` of 'gpt'",
+    ),
+    "calls": (SHOWN, [("user", "CALL find")], [("assistant", None, CALL)], "leaves out `tool_calls.function.name`"),
+    "arguments": (
+        NAME,
+        [("user", "q")],
+        [("assistant", None, CALL)],
+        "`tool_calls.function.arguments.city` of 'assistant'",
+    ),
+    "parts": (
+        ALL,
+        [("user", [{"type": "text", "text": "q"}])],
+        [("assistant", "a")],
+        "writes content in parts as Python code",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_what_a_chat_template_leaves_out_is_named_also_after_the_rows_that_are_tokenised(case, caplog):
+    """It is an error where the answers lack it, and else a warning; row 0 has nothing of the kind."""
+    template, prompt, chosen, problem = TEMPLATES[case]
+    tokenizer, given = byte_tokenizer(), []
+    tokenizer.chat_template = f"{{% for m in messages %}}{template}{{% endfor %}}"
+    for messages in (prompt, chosen):
+        given.append([dict(zip(("role", "content", "tool_calls"), message, strict=False)) for message in messages])
+    rows = [as_conversation({"prompt": "q", "chosen": "a", "rejected": "b"})] * 2
+    rows[1] = {"prompt": given[0], "chosen": given[1], "rejected": rows[0]["rejected"]}
+    try:
+        assert len(list(tokenise_rows(rows, tokenizer, "m", "d", 1))) == 1
+        found = caplog.text
+    except ValueError as error:
+        found = str(error)
+    assert problem in found
+    assert bool(found) == bool(problem)
+    assert ("cannot tokenise row 1 of d" in found) == (case not in ("all is shown", "system", "beside calls"))
 
 
 @pytest.mark.parametrize("mode", ["keep_start", "keep_end"])

@@ -5,7 +5,9 @@ sequences (prompt and completion).
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,10 +16,20 @@ from datasets import Dataset
 from jinja2 import TemplateError
 from trl import extract_prompt, is_conversational
 
-from trl_capo.common.text import first_few, one_line, shorten
+from trl_capo.common.text import first_few, one_line
 
-ALL_PAIRS = "all pairs"
-SHOWN_GROUPS = 24
+logger = logging.getLogger(__name__)
+
+BAD_ROW = (AttributeError, KeyError, TemplateError, TypeError, ValueError)  # what chat templates raise
+_READ = {
+    "content",
+    "text",
+    "tool_calls",
+    "function",
+    "name",
+    "arguments",
+}  # keys of a message whose text is for models
+ALL_PAIRS, SHOWN_GROUPS = "all pairs", 24
 CUT_SHARE = 0.01  # a warning names the groups that lose tokens in at least this share of their pairs
 
 
@@ -30,21 +42,15 @@ class TokenisedPair(NamedTuple):
 
 
 def tokenise(pair: Mapping[str, Any], tokenizer: Any) -> TokenisedPair:
-    """Tokenise a pair in TRL's standard or conversational format, with or without an explicit prompt.
+    """Tokenise a pair with an explicit prompt, in TRL's standard or conversational format.
 
     Prompt and completion are tokenised together and divided where they first differ from the tokenised prompt. The
     chat template receives the pair's `tools` (a list, or JSON text) and `chat_template_kwargs`.
     """
-    pair = pair if "prompt" in pair else {**pair, **extract_prompt(dict(pair))}
     if is_conversational(pair):
-        tools = pair.get("tools")
-        options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
-        options |= {"return_dict": False, **pair.get("chat_template_kwargs", {})}
-        encode = tokenizer.apply_chat_template
-        for side in ("chosen", "rejected"):
-            _check_template(pair["prompt"] + pair[side], partial(encode, tokenize=False, **options | {"tools": None}))
-        prompt = encode(pair["prompt"], add_generation_prompt=True, **options)
-        texts = [encode(pair["prompt"] + pair[side], **options) for side in ("chosen", "rejected")]
+        encode = _chat_template(pair, tokenizer)
+        prompt = encode(pair["prompt"], add_generation_prompt=True)
+        texts = [encode(pair["prompt"] + pair[side]) for side in ("chosen", "rejected")]
     else:
         if (eos := tokenizer.eos_token) is None:
             raise ValueError("it has no end-of-sequence token; set eos_token in its files")
@@ -56,28 +62,67 @@ def tokenise(pair: Mapping[str, Any], tokenizer: Any) -> TokenisedPair:
     return TokenisedPair(prompt[:start], texts[0][start:], texts[1][start:])
 
 
-def _check_template(messages: list[dict[str, Any]], render: Callable[..., str]) -> None:
-    """Refuse a chat template that leaves out parts of content or tool calls, or writes parts as Python code."""
-    parts = [turn["content"] for turn in messages if isinstance(turn.get("content"), list)]
-    texts = [part["text"].strip() for content in parts for part in content if part.get("text")]
-    texts += [(call.get("function") or call)["name"] for turn in messages for call in turn.get("tool_calls") or ()]
-    if not texts:
-        return
-    rendered = render(messages)
-    missing = next((text for text in texts if text not in rendered), None)
-    if missing is not None or any(str(content) in rendered for content in parts):
-        fault = "writes content in parts as Python code" if missing is None else f"leaves out {shorten(missing, 40)!r}"
-        raise ValueError(f"its chat template {fault}; use one that fits the data, or give plain text as `content`")
+def _chat_template(pair: Mapping[str, Any], tokenizer: Any) -> Callable[..., Any]:
+    tools, options = pair.get("tools"), pair.get("chat_template_kwargs", {})
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return partial(tokenizer.apply_chat_template, tools=tools, **{"return_dict": False, **options})
+
+
+def _check_template(pair: Mapping[str, Any], tokenizer: Any, seen: set[tuple]) -> Iterator[str]:
+    """Yield what the chat template leaves out of prompts, and raise ValueError for what it leaves out of answers.
+
+    What can change while the text stays the same is left out. `seen` holds what was tried in earlier pairs.
+    """
+    for side in ("chosen", "rejected") if is_conversational(pair) else ():
+        messages, encode = pair["prompt"] + pair[side], partial(_chat_template(pair, tokenizer), tokenize=False)
+        for place, message in enumerate(messages):
+            for path, changed in _variants(message):
+                if (kind := (message["role"], bool(message.get("tool_calls")), *path[:3])) in seen:
+                    continue
+                seen.add(kind)
+                text, fault, content = encode(messages), None, message.get("content")
+                with suppress(*BAD_ROW):  # an error shows that this part is read
+                    if encode([*messages[:place], changed, *messages[place + 1 :]]) == text:
+                        fault = f"leaves out `{'.'.join(path)}` of {message['role']!r} messages"
+                if fault and path == ("content",) and (place < len(pair["prompt"]) or message.get("tool_calls")):
+                    yield fault
+                    continue
+                if isinstance(content, list) and str(content) in text:
+                    fault = "writes content in parts as Python code"
+                if fault:
+                    raise ValueError(f"its chat template {fault}; use one that fits the data")
+
+
+def _variants(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the keys that lead to each text in a message, and a copy of the message with another text there."""
+    if isinstance(value, list):
+        for place, item in enumerate(value):
+            for found, changed in _variants(item, path):
+                yield found, [*value[:place], changed, *value[place + 1 :]]
+    elif isinstance(value, Mapping):
+        for key in (key for key in value if key in _READ or path[-1:] == ("arguments",)):
+            for found, changed in _variants(value[key], (*path, key)):
+                yield found, {**value, key: changed}
+    elif str(value or "").strip():
+        yield path, f"{value} x"
 
 
 def tokenise_rows(
-    rows: Iterable[Mapping[str, Any]], tokenizer: Any, name: str, data: str = "the data"
+    rows: Iterable[Mapping[str, Any]], tokenizer: Any, name: str, data: str = "the data", most: int | None = None
 ) -> Iterator[TokenisedPair]:
-    """Tokenise row by row; raise ValueError with a bad row's number in `data`, and `name`, the tokenizer's model."""
+    """Tokenise the first `most` rows, or all, and try the chat template on every kind of message in all rows.
+
+    Raises ValueError with a bad row's number in `data`, and `name`, the tokenizer's model.
+    """
+    seen: set[tuple] = set()
     for index, row in enumerate(rows):
         try:
-            yield tokenise(row, tokenizer)
-        except (AttributeError, KeyError, TemplateError, TypeError, ValueError) as error:  # what chat templates raise
+            row = row if "prompt" in row else {**row, **extract_prompt(dict(row))}
+            for fault in _check_template(row, tokenizer, seen):
+                logger.warning(f"{data}: the chat template of {name!r} {fault}, such as in row {index}.")
+            if most is None or index < most:
+                yield tokenise(row, tokenizer)
+        except BAD_ROW as error:
             raise ValueError(f"the tokenizer of {name!r} cannot tokenise row {index} of {data}: {error}") from error
 
 
@@ -88,16 +133,16 @@ def tokenise_all(dataset: Dataset, tokenizer: Any, max_length: int | None, name:
 
 
 def measure_lengths(
-    rows: Dataset, labels: Sequence[str] | None, tokenizer: Any, name: str, max_length: int | None
+    rows: Dataset, labels: Sequence[str] | None, tokenizer: Any, name: str, max_length: int | None, data: str
 ) -> pd.DataFrame:
-    """Tokenise N pairs with the tokenizer of model `name`, and summarise every group in `labels` and all pairs.
+    """Tokenise N pairs of `data` with the tokenizer of model `name`; summarise every group in `labels`, and all pairs.
 
     Returns a row per group, `ALL_PAIRS` last: number of `pairs`; `median`, `p95`, `p99` and `longest` in tokens; share
     of pairs `cut` by `max_length`, and number of pairs whose prompt alone is `too_long`; `cost`, the tokens per
     character of the completions, or of the whole text without a prompt column.
     """
     sizes = []
-    for row, pair in zip(rows, tokenise_rows(rows, tokenizer, name), strict=True):
+    for row, pair in zip(rows, tokenise_rows(rows, tokenizer, name, data), strict=True):
         prompt, chosen, rejected = len(pair.prompt), len(pair.chosen), len(pair.rejected)
         tokens = chosen + rejected + (0 if "prompt" in row else 2 * prompt)
         characters = _characters(row["chosen"]) + _characters(row["rejected"])

@@ -26,7 +26,7 @@ from trl_capo.core.config import CAPOConfig
 from trl_capo.core.pairs import PAIR, find_groups
 from trl_capo.data.load import check_pairs, load_mixture, load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, NoiseArguments, inject_noise
-from trl_capo.data.tokenise import length_warnings, summarise_lengths, tokenise_rows
+from trl_capo.data.tokenise import BAD_ROW, length_warnings, summarise_lengths, tokenise_rows
 from trl_capo.train.card import CardTrainer
 
 logger = get_logger(__name__)
@@ -91,6 +91,8 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
     for name in data if processes().is_local_main_process else ():
         for warning in check_pairs(data[name], name) if data[name] is not None else ():
             logger.warning(warning)
+    if processes().is_local_main_process:
+        _tokenise(data, model, hub, CHECKED_ROWS)
     processes().wait_for_everyone()
     callbacks = [CheckpointOnSigterm(), StopOnNonFinite(), TrainingHealth()]
     if (pair_log := str(own_args.pair_log)).lower() not in ("none", "false"):
@@ -102,12 +104,13 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
     loading = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype, **hub}
     args.model_init_kwargs = loading | (args.model_init_kwargs or {})
     peft = {"quantization_config": get_quantization_config(model_args), "peft_config": get_peft_config(model_args)}
-    _tokenise(data, model, hub, CHECKED_ROWS)
     try:
         trainer = CardTrainer(model, args=args, callbacks=callbacks, **data, **peft)
-    except Exception:
-        _tokenise(data, model, hub)  # to name the row, if one is the reason
+    except BAD_ROW:
+        _tokenise(data, model, hub)  # names the row, if one is the reason
         raise
+    if isinstance(trainer.train_dataset, Dataset) and not len(trainer.train_dataset):
+        raise ValueError(f"max_length={args.max_length}: the prompts alone fill it, so no training pair is left.")
     for name, rows in data.items():
         for warning in _length_warnings(name, rows, getattr(trainer, name), args):
             logger.warning(f"{name}: {warning}")
@@ -121,7 +124,8 @@ def _tokenise(data: dict[str, Any], model: str, hub: dict[str, Any], most: int |
     """Tokenise the first rows, or all; raise ValueError with the number of one that the tokenizer cannot read."""
     tokenizer = AutoProcessor.from_pretrained(model, **hub)
     for name, rows in data.items() if isinstance(tokenizer, PreTrainedTokenizerBase) else ():
-        deque(tokenise_rows(islice(rows or (), most), tokenizer, model, name), maxlen=0)
+        rows = rows if isinstance(rows, Dataset) else islice(rows or (), most)
+        deque(tokenise_rows(rows, tokenizer, model, name, most), maxlen=0)
 
 
 def _length_warnings(name: str, rows: Any, prepared: Any, args: CAPOConfig) -> list[str]:

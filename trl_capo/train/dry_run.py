@@ -50,7 +50,7 @@ def dry_run(argv: Sequence[str]) -> None:
     pairs = train if isinstance(train, Dataset) else Dataset.from_list(list(train.take(STREAM_ROWS)))
     warnings = check_pairs(pairs, "train_dataset")
     warnings += [] if evaluation is None else check_pairs(evaluation, "eval_dataset")
-    PairIndex(args.group_column, args.witness).add_columns(train, "train_dataset")  # refuses unusable columns
+    PairIndex(args.group_column, args.witness, args.noise_rate).add_columns(train, "train_dataset")
     column, labels = find_groups(pairs, args.group_column, "train_dataset")
     where = "" if pairs is train else " at the start of a stream"
     groups = f" in {count(len(set(labels)), 'group')} by {column}" if labels else ""
@@ -62,10 +62,14 @@ def dry_run(argv: Sequence[str]) -> None:
         config, tokenizer = (part.from_pretrained(name, **hub) for part in (AutoConfig, AutoTokenizer))
     except (OSError, ValueError) as error:
         raise ValueError(f"model_name_or_path={name!r}: {model_problem(name, error)}") from error
-    lengths = measure_lengths(pairs, labels, tokenizer, name, args.max_length)
+    lengths = measure_lengths(pairs, labels, tokenizer, name, args.max_length, "train_dataset")
     _show("Tokens of prompt and longer completion", text_table(length_table(lengths, column or "group")).splitlines())
     drops = args.truncation_mode == "keep_start"
     warnings += length_warnings(lengths, args.max_length, drops=drops)
+    if isinstance(evaluation, Dataset):
+        labels = find_groups(evaluation, args.group_column, "eval_dataset")[1]
+        there = measure_lengths(evaluation, labels, tokenizer, name, args.max_length, "eval_dataset")
+        warnings += [f"eval_dataset: {line}" for line in length_warnings(there, args.max_length, drops=drops)]
     longest, too_long = map(int, lengths.loc[ALL_PAIRS, ["longest", "too_long"]])
     known = len(pairs) - drops * too_long if pairs is train else None
     _show("Steps", [_steps(args, known, launch["processes"])])
