@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 
-from trl_capo import __version__
 from trl_capo.common.command import parse_with_rest, run
 
 LAUNCHED = {
@@ -25,7 +24,6 @@ COMMANDS = LAUNCHED | {
     "clean": "remove or repair the pairs whose labels were found to be wrong",
     "audit": "rank the pairs of a run by how likely their labels are wrong",
     "study": "compare methods under noise: a grid of runs, a table, a report and plots",
-    "env": "print versions and devices, for bug reports",
 }
 MODULES = {"noise": "trl_capo.data.noise", "clean": "trl_capo.data.clean"}
 
@@ -37,10 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, purpose in COMMANDS.items():
         subparsers.add_parser(name, help=purpose, add_help=False)
     parsed, arguments = parser.parse_known_args(argv)
-    if parsed.command == "env":
-        import_module("trl.scripts.env").print_env()
-        print(f"- trl-capo version: {__version__}\n")
-        return 0
     if parsed.command == "train" and {"--dry_run", "--dry-run"} & set(arguments):
         return import_module("trl_capo.train.dry_run").main(arguments)
     module = import_module(MODULES.get(parsed.command, f"trl_capo.{parsed.command}.command"))

@@ -11,7 +11,7 @@ import pytest
 from accelerate.commands import launch
 from conftest import forked, run_main
 
-from trl_capo import __version__, cli
+from trl_capo import cli
 
 
 def test_help_names_every_command_in_half_a_second_without_torch():
@@ -23,18 +23,11 @@ def test_help_names_every_command_in_half_a_second_without_torch():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["nosuch"], ["--nosuch"], *([c, "--nosuch"] for c in cli.COMMANDS if c != "env")]
-)
+@pytest.mark.parametrize("words", [[], ["nosuch"], ["--nosuch"], *([name, "--nosuch"] for name in cli.COMMANDS)])
 def test_an_unknown_command_or_option_ends_with_code_2(words):
     code, out, err = run_main(cli.main, *words)
     name = f"trl-capo {words[0]}" if words and words[0] in cli.COMMANDS else "trl-capo"
     assert (code, out, err.count(f"{name}: error: ")) == (2, "", 1), err
-
-
-def test_env_prints_the_versions():
-    code, out, _ = run_main(cli.main, "env")
-    assert (code, "- TRL version: 1." in out, f"- trl-capo version: {__version__}" in out) == (0, True, True)
 
 
 def launched(*words: str) -> int:
