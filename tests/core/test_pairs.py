@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features
 from oracles import COMMON, Oracle, expected_logs, load, same, weights
 
 from trl_capo import CAPOTrainer
-from trl_capo.core.pairs import GROUP, PAIR, WITNESS, find_groups
+from trl_capo.core.pairs import GROUP, PAIR, WITNESS, PairIndex, find_groups
 
 WEIGHTS = [2.0, 0.0, 1.0, 0.25, 3.0, 0.5, 1.0, 1.5]
 
@@ -90,16 +90,27 @@ def test_a_witness_is_a_column_or_the_difference_of_two(model_dir, pairs, make_a
 
 
 @pytest.mark.parametrize("rate", [0.4, "auto"])
-def test_trusted_labels_have_the_noise_rate_0(make_args, model_dir, other_model_dir, pairs, rate):
+def test_trusted_labels_have_the_noise_rate_0(make_args, model_dir, other_model_dir, pairs, rate, caplog):
     """The pairs of a step are logged with the rate that they are trained with; one of four is trusted."""
     args = make_args(**COMMON | {"noise_rate": rate, "max_steps": 2})
     data = pairs.add_column("trusted", [False, True, False, False] * 6)
     trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, train_dataset=data)
+    assert "its column 'trusted' changes the loss" in caplog.text
     trainer.train()
     assert logged(trainer, "capo/noise_rate")[0] == pytest.approx(0.75 * (0.25 if rate == "auto" else rate), rel=2e-3)
     for wrong in (["yes"] * 24, [None] * 24):
         with pytest.raises(ValueError, match="'trusted' says"):
             CAPOTrainer("no/such-model", args=args, train_dataset=pairs.add_column("trusted", wrong))
+
+
+def test_a_column_of_a_stream_is_announced_and_a_trusted_one_only_where_it_counts(pairs, make_args, caplog):
+    make_args()  # logging needs the state of Accelerate
+    data = weighted(pairs).add_column("trusted", [True] * 24).to_iterable_dataset()
+    PairIndex("auto", "none", 0).add_columns(data, "d")
+    PairIndex("auto", "none", 0.2).add_columns(data.map(dict), "e")  # which does not know its columns
+    announced = [name for name in ("d: its column 'weight'", "d: its column 'trusted'") if name in caplog.text]
+    assert announced == ["d: its column 'weight'"]
+    assert all(f"e: its column {name!r} changes the loss" in caplog.text for name in ("weight", "trusted"))
 
 
 @pytest.mark.parametrize("wrong", [None, -1.0, float("nan"), float("inf"), "1", "all 0"])

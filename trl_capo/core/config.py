@@ -84,10 +84,9 @@ def check_adapters(model: object) -> None:
             raise ValueError(f"peft_config of adapter {name!r}: {changes}. Leave both out, or pass a ref_model.")
     if "ref" in getattr(model, "peft_config", {}):  # TRL copies no weights with other names into the reference
         for name in (name for name, weight in model.named_parameters() if weight.requires_grad):
-            if ".default." not in name and ".modules_to_save." not in name:
-                raise ValueError(
-                    f"{name} is trained, and the reference would not start from it: merge the adapter first."
-                )
+            if ".default." not in name:
+                problem = "is trained, and the reference would not start from it: merge the adapter first."
+                raise ValueError(f"{name} {problem}")
 
 
 def _is_number(value: object) -> bool:
@@ -104,11 +103,10 @@ def _problems(args: CAPOConfig) -> list[str]:
         problems.append(f"beta={args.beta!r}: rewards need a positive beta. TRL's default is 0.1.")
     if args.noise_rate != 0 and sigmoid_weight(args) == 0:
         given = f"loss_type={args.loss_type}, loss_weights={args.loss_weights}, noise_rate={args.noise_rate!r}"
-        problems.append(f"{given}: CAPO scales 'sigmoid' losses. Add that loss, or set noise_rate=0 for plain losses.")
+        why = "CAPO scales 'sigmoid' losses" + (", not rewards per token" if "sigmoid_norm" in args.loss_type else "")
+        problems.append(f"{given}: {why}. Add that loss, or set noise_rate=0 for plain losses.")
     if args.noise_rate != 0 and args.use_weighting:
-        problems.append(
-            "use_weighting=True: CAPO and WPO would scale the same losses. For plain WPO set noise_rate=0."
-        )
+        problems.append("use_weighting=True: CAPO and WPO would scale the same losses. For WPO set noise_rate=0.")
     if args.padding_free and not args.disable_dropout:
         problems.append("padding_free=True, disable_dropout=False: a pair would share the dropout of its prompt.")
     if args.label_smoothing != 0 and not set(args.loss_type) & _SMOOTHED_LOSSES:

@@ -63,14 +63,18 @@ def find_groups(
 class PairIndex:
     """Adds the CAPO columns to a trainer's data sets; `group_names` holds the groups by their numbers."""
 
-    def __init__(self, group_column: str | None, witness: str) -> None:
+    def __init__(self, group_column: str | None, witness: str, noise_rate: float | str) -> None:
         self.group_column, self.witness = group_column, witness
+        self.changing = {WEIGHT} if noise_rate == 0 else {WEIGHT, TRUSTED}
         self.group_names: list[str] = []
 
     def add_columns(self, datasets: Any, name: str) -> Any:
         """Return the data set, or the dictionary of data sets, with the columns; None and streams stay as they are."""
         if isinstance(datasets, Mapping):
             return {key: self.add_columns(dataset, f"{name}[{key!r}]") for key, dataset in datasets.items()}
+        columns = () if datasets is None else datasets.column_names or next(iter(datasets), ())  # of a stream
+        for column in self.changing.intersection(columns):
+            logger.warning(f"{name}: its column {column!r} changes the loss. Rename the column to turn this off.")
         needs_witness = name == "train_dataset" and self.witness not in ("none", "reference")
         if not isinstance(datasets, Dataset):
             if isinstance(datasets, IterableDataset) and (needs_witness or self.group_column not in (None, "auto")):
@@ -78,8 +82,6 @@ class PairIndex:
                 raise ValueError(f"{options}: {name} is a stream, and streams have neither groups nor a witness.")
             return datasets
         _check_numbers(datasets, name)
-        for column in {WEIGHT, TRUSTED} & set(datasets.column_names):
-            logger.warning(f"{name}: its column {column!r} changes the loss. Rename the column to turn this off.")
         labels = find_groups(datasets, self.group_column, name)[1] or []
         self.group_names += [label for label in dict.fromkeys(labels) if label not in self.group_names]
         number_of = {label: number for number, label in enumerate(self.group_names)}
@@ -115,7 +117,8 @@ def _check_numbers(dataset: Dataset, name: str) -> None:
         wrong = [row for row, value in enumerate(values) if not (isinstance(value, Real) and 0 <= value < math.inf)]
         if wrong or not any(values):
             fault = f"row {wrong[0]} holds {values[wrong[0]]!r}" if wrong else "all are 0"
-            raise ValueError(f"{name}: 'weight' multiplies losses; give finite numbers of 0 or more, but {fault}.")
+            rule = "'weight' multiplies losses; give finite numbers of 0 or more, or rename the column"
+            raise ValueError(f"{name}: {rule}: {fault}.")
     if TRUSTED in dataset.column_names and set(rows[TRUSTED][:]) - {True, False}:
         raise ValueError(f"{name}: 'trusted' says whether a label has been checked; give true or false in every row.")
 

@@ -69,7 +69,7 @@ class CAPOTrainer(DPOTrainer):
         if not isinstance(args, CAPOConfig):
             raise TypeError(f"args is a {type(args).__name__}; build it with CAPOConfig, which takes the same options")
         self._capo_sigmoid_weight = sigmoid_weight(args)
-        self._capo_index = PairIndex(args.group_column, args.witness)
+        self._capo_index = PairIndex(args.group_column, args.witness, args.noise_rate)
         train_dataset = self._capo_index.add_columns(train_dataset, "train_dataset")
         groups = list(self._capo_index.group_names)  # without those of evaluation data alone
         eval_dataset = self._capo_index.add_columns(eval_dataset, "eval_dataset")
@@ -210,10 +210,11 @@ class CAPOTrainer(DPOTrainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
         self._capo_evaluation = PairMetrics(self.accelerator)
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        # DPOTrainer would log its means of batch means later, under `eval_`, whatever the data set's name is.
-        metrics = {key: sum(values) / len(values) for key, values in self._metrics["eval"].items()}
         self._metrics["eval"].clear()
-        metrics |= self._capo_evaluation.take()
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        metrics = {key: sum(values) / len(values) for key, values in self._metrics["eval"].items()}
+        own = self._capo_evaluation.take()
+        # DPOTrainer logs these under `eval_`, whatever the data set's name is.
+        self._metrics["eval"] |= {key: [own.get(key, value)] for key, value in metrics.items()}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in (metrics | own).items()})
         return output

@@ -15,17 +15,9 @@ from trl_capo.core.pairs import GROUP
 from trl_capo.core.trainer import CAPOTrainer
 
 _BEFORE, _ACCURACY = "### Framework versions", "eval_rewards/accuracies"
-_COMPUTED = {"bf16", "activation_checkpointing", "disable_tqdm", "report_to", "accelerator_config", "debug"}
-_COMPUTED |= {"dataloader_pin_memory", "pad_to_multiple_of"}  # where nothing is given
-_OF_THE_MACHINE = {
-    "output_dir",
-    "run_name",
-    "report_to",
-    "model_init_kwargs",
-    "push_to_hub",
-    "hub_model_id",
-    "use_cpu",
-}
+_OF_THE_MACHINE = {"output_dir", "run_name", "report_to", "model_init_kwargs", "push_to_hub", "hub_model_id"}
+_FILLED_IN = {"bf16", "activation_checkpointing", "disable_tqdm", "report_to", "accelerator_config", "debug"}
+_FILLED_IN |= {"dataloader_pin_memory", "pad_to_multiple_of"}  # by transformers, where nothing is given
 
 
 class CardTrainer(CAPOTrainer):
@@ -41,12 +33,15 @@ class CardTrainer(CAPOTrainer):
 
 def describe(trainer: CAPOTrainer) -> str:
     """Return a section on the options, and on the noise rate and the last evaluation of every group, in Markdown."""
-    options = [line for line in changed_options([trainer.args]) if line.partition("=")[0] not in _OF_THE_MACHINE]
+    options = [
+        line for line in changed_options([trainer.args]) if line.partition("=")[0] not in _OF_THE_MACHINE | {"use_cpu"}
+    ]
     lines = ["Options that differ from the defaults:\n", "```", *map(one_line, options), "```\n"]
     estimator, names = trainer.noise_rate_estimator, trainer._capo_index.group_names
     rates = {"all pairs": estimator.noise_rates[0].item()} | estimator.by_group() if estimator else {}
-    found = next((log for log in reversed(trainer.state.log_history) if _ACCURACY in log), {})
-    held_out = trainer.eval_dataset if found and isinstance(trainer.eval_dataset, Dataset) else {GROUP: []}
+    held_out = trainer.eval_dataset if isinstance(trainer.eval_dataset, Dataset) else {GROUP: []}
+    logs = reversed(trainer.state.log_history if held_out[GROUP] else [])
+    found = next((log for log in logs if _ACCURACY in log), {})
     numbers = Counter(names[number] for number in held_out[GROUP][:] if number >= 0)
     numbers["all pairs"] = len(held_out[GROUP])
     rows = [["group", "noise rate, estimated, %", "held-out pairs", "reward accuracy, % [95 %]"]]
@@ -68,5 +63,5 @@ def changed_options(parsed: Sequence[Any]) -> Iterator[str]:
         for field in fields(options):
             default = field.default if field.default_factory is MISSING else field.default_factory()
             name, value = field.name, getattr(options, field.name)
-            if value != default and not (name in _COMPUTED and default in (None, "", "auto", "none", True)):
+            if value != default and not (name in _FILLED_IN and default in (None, "", "auto", "none", True)):
                 yield f"{name}={'***' if name.endswith('_token') else getattr(value, 'value', value)}"
