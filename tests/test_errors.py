@@ -58,7 +58,6 @@ MISTAKES = {
     "train_adapter": ("train", {"model_name_or_path": "adapter"}, "it is an adapter; merge it"),
     "train_parts": ("train", {"dataset_name": "parts.jsonl"}, "row 0 of train_dataset: its chat template writes"),
     "train_calls": ("train", {"dataset_name": "calls.jsonl"}, "row 0 of train_dataset: its chat template leaves out"),
-    "train_no_room": ("train", {"max_length": 5}, "max_length=5: the prompts alone fill it"),
     "train_text_turns": ("train", {"dataset_name": "text_turns.jsonl"}, "is a list of messages written as text"),
     "train_one_turn": ("train", {"dataset_name": "one_turn.jsonl"}, "or lists of messages"),
     "train_missing_checkpoint": ("train", {"resume_from_checkpoint": "nothing"}, "resume_from_checkpoint='nothing'"),

@@ -118,6 +118,8 @@ def test_pairs_that_do_not_fit_are_counted_by_group_and_the_model_card_has_the_o
     (accuracy,) = re.findall(r"'eval_rewards/accuracies/de': '([^']*)'", out)[-1:]
     parts = [f"| de | - | 8 | {100 * float(accuracy):.1f} [", "| 日本 | - | - | - |", "| all pairs | - | 16 |"]
     assert all(part in card for part in [*parts, "max_length=16\n"])
+    code, _, err = forked(train, "--config", write_config(max_length=5))
+    assert (code, "max_length=5: the prompts alone fill it" in err, "Traceback" in err) == (2, True, False), err
 
 
 @pytest.mark.parametrize("checked", [1, 100])
