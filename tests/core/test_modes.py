@@ -6,6 +6,7 @@ streaming, images.
 """
 
 import math
+import re
 
 import pytest
 import torch
@@ -119,10 +120,14 @@ def test_a_new_adapter_has_the_base_model_as_reference(make_args, model_dir, pai
         assert same(weights(load(model_dir)), weights(trainer.model.unload()))
 
 
-@pytest.mark.parametrize("change", [{"bias": "all"}, {"bias": "lora_only"}, {"init_lora_weights": "pissa_niter_4"}])
+BASE_CHANGES = [{"bias": "all"}, {"bias": "lora_only"}, {"init_lora_weights": "pissa_niter_4"}]
+BASE_CHANGES += [{"layer_replication": [(0, 1), (0, 2)]}]
+
+
+@pytest.mark.parametrize("change", BASE_CHANGES, ids=str)
 def test_adapters_that_change_the_base_need_a_reference(make_args, model_dir, pairs, change):
     options = {"args": make_args(), "train_dataset": pairs, "peft_config": LoraConfig(**LORA | change)}
-    with pytest.raises(ValueError, match=f"adapter 'default': .*{list(change.values())[0]}.*pass a ref_model"):
+    with pytest.raises(ValueError, match=f"adapter 'default': .*{re.escape(str(*change.values()))}.*Pass a ref_model"):
         CAPOTrainer(model_dir, **options)
     CAPOTrainer(model_dir, load(model_dir), **options)
 

@@ -79,9 +79,10 @@ def check_adapters(model: object) -> None:
     """Refuse an adapter that changes its base, because the reference is that base with the adapter switched off."""
     for name, config in getattr(model, "peft_config", {}).items():
         bias, start = getattr(config, "bias", "none"), getattr(config, "init_lora_weights", True)
-        if bias != "none" or str(start).split("_")[0] in ("pissa", "olora", "corda", "loftq", "lora"):
-            changes = f"bias={bias!r}, init_lora_weights={start!r} changes the base, which is the reference"
-            raise ValueError(f"peft_config of adapter {name!r}: {changes}. Leave both out, or pass a ref_model.")
+        layers = getattr(config, "layer_replication", None)
+        if bias != "none" or layers or str(start).split("_")[0] in ("pissa", "olora", "corda", "loftq", "lora"):
+            changes = f"bias={bias!r}, init_lora_weights={start!r}, layer_replication={layers} changes the base"
+            raise ValueError(f"peft_config of adapter {name!r}: {changes}, the reference. Pass a ref_model instead.")
     if "ref" in getattr(model, "peft_config", {}):  # TRL copies no weights with other names into the reference
         for name in (name for name, weight in model.named_parameters() if weight.requires_grad):
             if ".default." not in name:

@@ -88,10 +88,9 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
         raise ValueError(f"resume_from_checkpoint={resume!r} is no checkpoint. `true` finds the last complete one.")
     train_dataset, eval_dataset = load_data(script_args, args, dataset_args, noise_args)
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
-    for name in data if processes().is_local_main_process else ():
-        for warning in check_pairs(data[name], name) if data[name] is not None else ():
-            logger.warning(warning)
     if processes().is_local_main_process:
+        for warning in (line for name, rows in data.items() if rows is not None for line in check_pairs(rows, name)):
+            logger.warning(warning)
         _tokenise(data, model, hub, CHECKED_ROWS)
     processes().wait_for_everyone()
     callbacks = [CheckpointOnSigterm(), StopOnNonFinite(), TrainingHealth()]
