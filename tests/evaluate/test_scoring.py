@@ -25,6 +25,8 @@ ADAPTERS = {
     "tokens alone": peft.TrainableTokensConfig(**Q | {"target_modules": ["embed_tokens"]}, token_indices=[5, 8, 9]),
     "AdaLoRA": peft.AdaLoraConfig(**Q, total_step=10),
     "DoRA": peft.LoraConfig(**Q, use_dora=True),
+    "replicated layers": peft.LoraConfig(**Q, layer_replication=[(0, 1), (0, 2)]),
+    "CPT": peft.CPTConfig(task_type="CAUSAL_LM", cpt_token_ids=[5, 6], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2]),
     "a prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
 }
 

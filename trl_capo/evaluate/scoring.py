@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
 from huggingface_hub import snapshot_download
-from peft import AdaLoraModel, PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor
@@ -95,14 +95,12 @@ def answer_log_probs(
         tensors = [torch.tensor(row, device=state.device) for row in rows]
         return pad_sequence(tensors, batch_first=True, padding_value=value)
 
-    sequences = [
-        [((pair.prompt + answer)[:max_length], len(pair.prompt)) for answer in (pair.chosen, pair.rejected)]
-        for pair in pairs
-    ]
+    sequences = [[((prompt + ids)[:max_length], len(prompt)) for ids in answers] for prompt, *answers in pairs]
     order = sorted(range(len(pairs)), key=lambda index: -max(len(ids) for ids, _ in sequences[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     is_adapted = isinstance(model.get_output_embeddings(), BaseTunerLayer | TrainableTokensWrapper)
-    call = _call_with_logits if is_adapted or isinstance(model.base_model, AdaLoraModel) else PaddingFree(model)
+    needs_logits = is_adapted or getattr(model, "peft_type", None) in (PeftType.ADALORA, PeftType.CPT)
+    call = _call_with_logits if needs_logits else PaddingFree(model)
     state, scored = processes(), []
     own_batches = batches[state.process_index :: state.num_processes]
     for batch in tqdm(own_batches, desc=f"Scoring {name}", unit="batch", disable=not state.is_main_process):
