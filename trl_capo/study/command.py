@@ -30,12 +30,12 @@ from trl_capo.study.run import add_noise, read_parts, training_args
 PROG = "trl-capo study"
 
 
-def start_run(plan: StudyPlan, run: Run, environment: dict[str, str], pipe: IO[str], bar: tqdm) -> None:
-    """Make a run in its own process, and show the progress that it prints; raise OSError if it fails."""
+def start_run(plan: StudyPlan, run: Run, environment: dict[str, str], pipe: IO[str], bar: tqdm) -> float:
+    """Make a run in its own process; return how many epochs the bar has shown. OSError if the run fails."""
     settings, log = plan.folder(run) / "settings.json", plan.folder(run) / "log.txt"
     settings.parent.mkdir(parents=True, exist_ok=True)
     settings.write_text(json.dumps(plan.settings(run), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    command, last = [sys.executable, "-m", "trl_capo.study.run", str(settings)], ""
+    command, last, done = [sys.executable, "-m", "trl_capo.study.run", str(settings)], "", 0.0
     streams = {"stdin": pipe, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
     with subprocess.Popen(command, env=environment, **streams) as process, log.open("w", encoding="utf-8") as file:
         for line in process.stdout:
@@ -43,10 +43,15 @@ def start_run(plan: StudyPlan, run: Run, environment: dict[str, str], pipe: IO[s
                 bar.n, bar.total, bar.unit = int(progress[1]), int(progress[2]), " sequences"
                 bar.refresh()
             else:
+                if logged := re.search(r"'loss': '([^']*)'.*'epoch': '([^']*)'", line):
+                    bar.set_postfix_str(f"{run.method}: loss {logged[1]}", refresh=False)
+                    bar.update(float(logged[2]) - done)
+                    done = float(logged[2])
                 print(line, end="", file=file, flush=True)
                 last = line.strip() or last
     if process.returncode != 0:
         raise ChildProcessError(f"the run {run.name} failed (see {log}): {last or process.returncode}")
+    return done
 
 
 def study(plan: StudyPlan, jobs: int = 1, start: Callable[..., None] = start_run) -> Rows:
@@ -88,15 +93,14 @@ def slot_environment(slot: int, jobs: int) -> dict[str, str]:
 def _run_all(plan: StudyPlan, runs: list[Run], jobs: int, start: Callable[..., None], title: str) -> None:
     missing = [run for run in runs if not plan.result(run)]
     epochs, left = (sum(run.epochs for run in part) for part in (runs, missing))
-    bar = tqdm(total=epochs, initial=epochs - left, desc=title, unit=" epochs", disable=not missing)
-    waiting = iter(missing)
-    reading, writing = map(os.fdopen, os.pipe(), "rw")
+    form = "{desc}: {percentage:.0f}% |{bar}| {n:.1f}/{total:g}{unit} [{elapsed}<{remaining}{postfix}]"
+    bar = tqdm(None, title, epochs, initial=epochs - left, unit=" epochs", bar_format=form, disable=not missing)
+    waiting, (reading, writing) = iter(missing), map(os.fdopen, os.pipe(), "rw")
 
     def work(slot: int) -> None:
         try:
             for run in waiting:  # the slots share the iterator
-                start(plan, run, slot_environment(slot, jobs), reading, bar)
-                bar.update(run.epochs)
+                bar.update(run.epochs - (start(plan, run, slot_environment(slot, jobs), reading, bar) or 0.0))
         finally:
             list(waiting)  # after a failure no other run starts
 
@@ -122,8 +126,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     need("matplotlib")
     plan, options = parse(argv, (StudyPlan, StudyOptions), PROG)
-    if options.jobs < 1:
-        raise ValueError(f"jobs={options.jobs}: choose 1 or more")
     processes()
     try:
         rows = write_report(plan) if options.report_only else study(plan, options.jobs)
