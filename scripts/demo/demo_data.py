@@ -164,8 +164,10 @@ def wrong_language(message: str, chosen: str, relatives: dict[str, Catalogue], k
     return relatives[min(candidates, key=lambda language: draw(*key, language))][message] if candidates else None
 
 
-def make_pair(message: str, language: str, pool: Catalogue, relatives: dict, groups: dict, seed: int) -> dict:
-    """Make one row, with a kind of negative that is drawn from those that exist for the message."""
+def make_pair(
+    message: str, language: str, pool: Catalogue, relatives: dict, groups: dict, seed: int, english: bool
+) -> dict:
+    """Make one row, with the kind `english` or one that is drawn from those that exist for the message."""
     chosen, key = pool[message], (seed, language, message)
     negatives = {
         "english": message,
@@ -173,7 +175,7 @@ def make_pair(message: str, language: str, pool: Catalogue, relatives: dict, gro
         "wrong_language": wrong_language(message, chosen, relatives, key),
     }
     kinds = [kind for kind, text in negatives.items() if text]
-    kind = min(kinds, key=lambda kind: draw(*key, "kind", kind))
+    kind = "english" if english else min(kinds, key=lambda kind: draw(*key, "kind", kind))
     rejected = negatives[kind]
     return {
         "prompt": [
@@ -188,11 +190,17 @@ def make_pair(message: str, language: str, pool: Catalogue, relatives: dict, gro
     }
 
 
-def make_splits(root: Path, seed: int = 0, held_out: float = HELD_OUT) -> dict[str, list[dict]]:
-    """Make the rows of every split, mixed over languages, from the catalogues below `root`."""
+def make_splits(
+    root: Path,
+    seed: int = 0,
+    held_out: float = HELD_OUT,
+    languages: Collection[str] = LANGUAGES,
+    english: bool = False,
+) -> dict[str, list[dict]]:
+    """Make the rows of every split, mixed over `languages`; with `english` all rejected answers are of this kind."""
     codes = sorted({code for own, (_, relatives) in LANGUAGES.items() for code in (own, *relatives)})
     catalogues = {code: read_catalogue(root, code) for code in codes}
-    targets = {language: catalogues[language] for language in LANGUAGES}
+    targets = {language: catalogues[language] for language in languages}
     groups = group_near_twins(targets.values())
     split_of = assign_groups(Counter(groups[message] for own in targets.values() for message in own), seed, held_out)
     splits: dict[str, list[dict]] = defaultdict(list)
@@ -200,14 +208,14 @@ def make_splits(root: Path, seed: int = 0, held_out: float = HELD_OUT) -> dict[s
         relatives = {code: catalogues[code] for code in LANGUAGES[language][1]}
         for split in SPLITS:
             pool = {m: t for m, t in catalogue.items() if split_of[groups[m]] == split}
-            splits[split] += [make_pair(message, language, pool, relatives, groups, seed) for message in pool]
+            splits[split] += [make_pair(message, language, pool, relatives, groups, seed, english) for message in pool]
     return {name: sorted(rows, key=lambda row: draw(seed, "order", row["id"])) for name, rows in splits.items()}
 
 
-def write_data(folder: Path, seed: int = 0, held_out: float = HELD_OUT) -> None:
-    """Write a `.jsonl` file per split into `folder`."""
-    for split, rows in make_splits(django_folder(), seed, held_out).items():
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+def write_data(folder: Path, pairs: list[int] | None = None, **options: Any) -> None:
+    """Write a `.jsonl` file per split into `folder`, each of at most as many rows as `pairs` says."""
+    for (split, rows), most in zip(make_splits(django_folder(), **options).items(), pairs or 3 * [None], strict=True):
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows[:most]]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
