@@ -16,22 +16,20 @@ _SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}  # TRL's losses
 class CAPOConfig(DPOConfig):
     """Configuration of `CAPOTrainer`: every option of `trl.DPOConfig`, and the following.
 
-    Parameters:
-        noise_rate (`float` or `"auto"`, *optional*, defaults to `"auto"`):
-            Share of the preference labels that are flipped, in [0, 0.5]. `0` is DPO, bit for bit (with dropout, up
-            to the order of random numbers). `0.5` trusts a label exactly as far as the model agrees with it. `"auto"`
-            estimates the rate of every group while training, in the first epoch (docs/method.md).
-        witness (`str`, *optional*, defaults to `"none"`):
-            With `"auto"`, evidence about labels: a column of numbers that are positive where they speak for the label,
-            NAME for the difference of NAME_chosen and NAME_rejected, or `"reference"`, the reference model's margin.
-        confidence_temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature tau > 0 of the confidence, in units of reward. `1` is the Bradley-Terry model that DPO assumes,
-            smaller values give up on contradicted pairs sooner, and a large one gives every pair the scale 1.
-        group_column (`str`, *optional*, defaults to `"auto"`):
-            Column that names each pair's group, by which noise rates and rewards are reported. `"auto"` is `language`
-            if the data have that column; `None` (`none` in YAML) turns groups off.
-        padding_free (`bool`, *optional*, defaults to `False`):
-            TRL 1.16 ignores it. `True` skips padding and computes common beginnings once (docs/performance.md).
+    Args:
+        noise_rate: share of the preference labels that are flipped, in [0, 0.5]. `0` is DPO, bit for bit (with
+            dropout, up to the order of random numbers). `0.5` trusts a label exactly as far as the model agrees with
+            it. `"auto"` estimates the rate of every group while training, in the first epoch (docs/method.md).
+        witness: with `"auto"`, evidence about labels: a column of numbers that are positive where they speak for the
+            label, NAME for the difference of NAME_chosen and NAME_rejected, or `"reference"`, the reference model's
+            margin.
+        confidence_temperature: temperature tau > 0 of the confidence, in units of reward. `1` is the Bradley-Terry
+            model that DPO assumes, smaller values give up on contradicted pairs sooner, and a large one gives every
+            pair the scale 1.
+        group_column: column that names each pair's group, by which noise rates and rewards are reported. `"auto"` is
+            `language` if the data have that column; `None` (`none` in YAML) turns groups off.
+        padding_free (bool): TRL 1.16 ignores it. `True` skips padding and computes common beginnings once
+            (docs/performance.md). The default is `False`.
 
     Raises:
         ValueError: if options are out of range or do not fit together. One message names them all.

@@ -95,7 +95,7 @@ def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, tem
         temperature: tau > 0, in units of reward; 1 is the Bradley-Terry model of DPO, and smaller values are sharper.
 
     Returns:
-        (B,) scales in [0, 1 / (1-e)], float32, detached: a pair must not lower its loss by losing confidence.
+        (B,) scales in [0, 1 / (1-e)], float32, detached so that a pair cannot lower its loss by losing confidence.
 
     Raises:
         ValueError: if a shape is not (B,), or a number is out of its range. A tensor's values are not checked.

@@ -31,7 +31,7 @@ _WRONG_TRL = f"This is TRL {trl.__version__}; install a version that trl-capo is
 class CAPOTrainer(DPOTrainer):
     """DPOTrainer with the sigmoid loss scaled by label confidence, and exact metrics per group.
 
-    It takes the arguments of [`~trl.DPOTrainer`], with a `CAPOConfig` for `args`. It differs as follows:
+    It takes the arguments of `trl.DPOTrainer`, with a `CAPOConfig` for `args`. It differs as follows:
 
     - The "sigmoid" term of `loss_type` is `mean_i w_i s_i * -log sigmoid(rho_i)` (docs/method.md, eq. 5), where w_i is
       the column `weight` (default 1). Labels whose column `trusted` is true count as right. Other terms are unchanged.
