@@ -42,7 +42,7 @@ test-all: .venv/test-all
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/callbacks/kill_battery.py --kills 20 --seed 0
 
-check: .venv/test
+check: .venv/test docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
