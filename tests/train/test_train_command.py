@@ -28,7 +28,6 @@ from trl_capo.data.noise import inject_noise
 from trl_capo.train.card import CardTrainer
 from trl_capo.train.command import main
 
-PROJECT = Path(__file__).parents[2]
 OPTIONS = CPU_ARGUMENTS | {"learning_rate": 2e-3, "noise_rate": 0.25, "beta": 0.3}
 SAVE = {"save_strategy": "steps", "save_steps": 3}
 
@@ -81,12 +80,12 @@ def test_the_installed_command_trains_as_python_does_and_options_win_over_the_fi
     assert_same(beta=0.5, confidence_temperature=0.7)
 
 
-def test_accelerate_launches_the_script_with_lora_and_a_file_of_trl_dpo(write_config, assert_same):
+def test_accelerate_launches_the_module_with_lora_and_a_file_of_trl_dpo(write_config, assert_same):
     """The file has TRL's keys only, and options of `accelerate launch`; the rate is estimated."""
     lora = {"lora_r": 3, "lora_alpha": 6, "lora_target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.05}
     config = write_config(noise_rate=None, num_processes=1, use_peft=True, **lora, **SAVE)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    subprocess.run([*command, PROJECT / "scripts" / "train_capo.py", "--config", config], timeout=300, check=True)
+    subprocess.run([*command, "--module", "trl_capo.train.command", "--config", config], timeout=300, check=True)
     lora = LoraConfig(r=3, lora_alpha=6, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     assert_same(lora, file="adapter_model.safetensors", noise_rate="auto")
 
