@@ -17,8 +17,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("scripts/**/*.*")]:
         # Browsers show a text, and would download a file of another type.
         files.append(_file(config, path, f"{path.relative_to(ROOT)}.txt"))
-    for name, content in config.extra["files"].items():
-        files.append(File.generated(config, name, content=content))
     return files
 
 
