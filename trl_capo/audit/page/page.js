@@ -10,25 +10,26 @@ const $ = (id) => document.getElementById(id);
 let view = suspects;
 let current = suspects[0];
 let marking = true;
-const past = []; // decided pairs, in the order of the decisions
+const listed = new Set(suspects.map((row) => row.pair));
+const firstUndecided = (rows) => rows.find((row) => !decisions.has(row.pair));
 
 function decide(decision) {
   if (!current) return;
   const { pair } = current;
   const note = decisions.get(pair)?.note;
+  decisions.delete(pair); // a new decision on a pair is the last one
   decisions.set(pair, { pair, fingerprint, decision, ...(note !== undefined && { note }) });
-  past.push(pair);
   save();
   const at = view.indexOf(current);
-  const open = [...view.slice(at + 1), ...view.slice(0, at)].find((row) => !decisions.has(row.pair));
-  show(open ?? current);
-  say(`Pair ${pair}: ${decision}.` + (open ? "" : " No pair in view is left undecided."));
+  const following = firstUndecided([...view.slice(at + 1), ...view.slice(0, at)]);
+  show(following ?? current);
+  say(`Pair ${pair}: ${decision}.` + (following ? "" : " No pair in view is left undecided."));
 }
 
 function undo() {
-  const pair = decisions.has(current?.pair) ? current.pair : past.findLast((pair) => decisions.has(pair));
+  const pair = decisions.has(current?.pair) ? current.pair : [...decisions.keys()].findLast((pair) => listed.has(pair));
   const row = view.find((row) => row.pair === pair);
-  if (!row) return say("There is nothing to undo here.");
+  if (!row) return say(pair === undefined ? "There is nothing to undo." : `The filter hides pair ${pair}, the last one decided.`);
   decisions.delete(pair);
   save();
   show(row);
@@ -154,7 +155,8 @@ const number = (value) => (value == null ? "–" : value.toFixed(2).replace("-",
 const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 const say = (text) => { $("status").textContent = text; };
 
-/* Decisions map a pair to a line of decisions.jsonl. Those on pairs that this page does not show are exported too. */
+/* Decisions map a pair to a line of decisions.jsonl, in the order in which undo() goes back. Those on pairs that this page
+does not show are exported too. */
 const DECISIONS = ["keep", "flip", "drop"];
 const KEY = `trl-capo decisions ${fingerprint}`;
 let decisions = new Map();
@@ -206,8 +208,8 @@ function readDecisions(text) {
 
 async function importDecisions(file) {
   try {
-    const lines = readDecisions(await file.text());
-    for (const line of lines) decisions.set(line.pair, line);
+    const lines = readDecisions(await file.text()).map((line) => [line.pair, line]);
+    decisions = new Map([...lines, ...decisions, ...lines]); // undo() starts with decisions made here
     save();
     show();
     say(`Imported ${count(lines.length, "decision")}.`);
@@ -317,4 +319,4 @@ $("group").ariaLabel = `Filter by ${data.groupName}`;
 $("group").hidden = !groups.length;
 $("title").textContent = document.title = visible(data.title);
 load();
-show(suspects.find((row) => !decisions.has(row.pair)) ?? suspects[0]);
+show(firstUndecided(suspects) ?? suspects[0]);
