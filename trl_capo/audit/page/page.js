@@ -74,7 +74,8 @@ function show(row = current) {
     ? "Decisions are kept in this browser, for this data set; export them to use them."
     : "This browser does not keep decisions for this file. Export them before you close it.";
   say("");
-  if (row && moved) reveal();
+  $("rows").style.height = `${view.length * ROW}px`; // before reveal(), which cannot scroll further
+  if (row) reveal();
   drawList();
 }
 
@@ -110,7 +111,6 @@ function describe(row) {
 function drawList() {
   const first = Math.max(0, Math.floor($("list").scrollTop / ROW) - 5);
   const last = first + Math.ceil($("list").clientHeight / ROW) + 10;
-  $("rows").style.height = `${view.length * ROW}px`;
   $("rows").replaceChildren(...view.slice(first, last).map((row, index) => {
     const place = first + index;
     const top = element("p", `#${row.rank}`, element("bdi", visible(row.group ?? "")), element("b", decisions.get(row.pair)?.decision ?? ""), number(row.score));
@@ -122,7 +122,7 @@ function drawList() {
     item.onclick = () => show(row);
     return item;
   }));
-  $("list").setAttribute("aria-activedescendant", `row-${view.indexOf(current)}`);
+  $("list").setAttribute("aria-activedescendant", $(`row-${view.indexOf(current)}`)?.id ?? "");
 }
 
 function reveal() {
