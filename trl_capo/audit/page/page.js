@@ -41,7 +41,8 @@ function filter() {
   const group = groups[$("group").value];
   view = suspects.filter((row) => (group === undefined || row.group === group) && (!wanted || searched(row).includes(wanted)));
   $("list").scrollTop = 0;
-  show(view.includes(current) ? current : view[0] ?? null);
+  show(view.includes(current) ? current : firstUndecided(view) ?? view[0] ?? null);
+  say(`${count(view.length, "pair")} in view.`);
 }
 
 function searched(row) {
@@ -60,9 +61,11 @@ function show(row = current) {
   $("empty").hidden = Boolean(row);
   $("empty").textContent = suspects.length ? "No pair passes the filter." : "No suspects.";
   if (row && moved) describe(row);
-  const done = suspects.filter((row) => decisions.has(row.pair)).length;
-  $("bar").value = suspects.length ? done / suspects.length : 0;
-  $("decided").textContent = `decided ${done} of ${suspects.length}` + (view.length < suspects.length ? ` · ${view.length} in view` : "");
+  const done = (rows) => rows.filter((row) => decisions.has(row.pair)).length;
+  const share = (rows) => `${done(rows).toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+  $("bar").value = suspects.length ? done(suspects) / suspects.length : 0;
+  const progress = [`decided ${share(suspects)}`, view.length < suspects.length && `${share(view)} in view`, !stored && "not saved"];
+  $("decided").textContent = progress.filter(Boolean).join(" · ");
   const decision = decisions.get(row?.pair)?.decision;
   for (const button of $("decide").querySelectorAll("[data-decision]")) {
     button.disabled = !row;
@@ -175,6 +178,7 @@ function save() {
   unexported = true;
   try {
     localStorage.setItem(KEY, JSON.stringify([...decisions.values()]));
+    stored = true;
   } catch {
     stored = false;
   }
@@ -272,7 +276,10 @@ function mark() {
   if (current) describe(current);
 }
 
-const focus = (id) => () => $(id).focus();
+const focus = (id) => () => {
+  $(id).focus();
+  say("Esc leaves the field.");
+};
 const next = () => move(1), previous = () => move(-1);
 const KEYS = {
   k: () => decide("keep"), f: () => decide("flip"), d: () => decide("drop"), u: undo, m: mark, e: exportDecisions,
@@ -281,7 +288,7 @@ const KEYS = {
 };
 addEventListener("keydown", (event) => {
   const field = event.target.closest("input, select");
-  if (field && event.key === "Escape") {
+  if (field && !event.isComposing && (event.key === "Escape" || (event.key === "Enter" && field === $("search")))) {
     event.preventDefault(); // Escape would clear a search field
     field.blur();
   }
@@ -297,8 +304,10 @@ for (const button of $("decide").querySelectorAll("[data-decision]")) button.onc
 const CLICKS = { undo, next, previous, help, close: help, differences: mark, export: exportDecisions, import: () => $("file").click() };
 for (const [id, act] of Object.entries(CLICKS)) $(id).onclick = act;
 $("file").onchange = () => { importDecisions($("file").files[0]); $("file").value = ""; };
-let waiting;
-$("search").oninput = () => { clearTimeout(waiting); waiting = setTimeout(filter, 120); };
+let waiting; // for a pause in the typing, but not beyond the field: the next key decides on a pair in view
+const search = () => { waiting = clearTimeout(waiting); filter(); };
+$("search").oninput = () => { clearTimeout(waiting); waiting = setTimeout(search, 120); };
+$("search").onchange = () => { if (waiting) search(); };
 let clicked; // after a choice with the mouse, the next key is a decision and not the first letter of another group
 $("group").onpointerdown = () => { clicked = true; };
 $("group").onkeydown = () => { clicked = false; };
