@@ -193,7 +193,14 @@ function exportDecisions() {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   unexported = false;
-  say(`Exported ${count(lines.length, "decision")}.`);
+  $("exported-title").textContent = `Exported ${count(lines.length, "decision")}`;
+  $("copied").textContent = "";
+  $("exported").showModal();
+}
+
+function copy(id) {
+  getSelection().selectAllChildren($(id));
+  $("copied").textContent = document.execCommand("copy") ? "Copied." : "Not copied: copy the selection yourself.";
 }
 
 function readDecisions(text) {
@@ -296,12 +303,14 @@ addEventListener("keydown", (event) => {
   const letter = /^[^\0-\x7f]$/.test(event.key) ? event.code.replace("Key", "") : event.key; // Cyrillic or Arabic layouts
   const key = letter.length === 1 ? letter.toLowerCase() : letter;
   if (field || scrolls || event.ctrlKey || event.metaKey || event.altKey || !Object.hasOwn(KEYS, key)) return;
-  if (($("help-text").open && key !== "?") || (event.repeat && "kfdue".includes(key))) return;
+  if ((document.querySelector("dialog[open]") && !($("help-text").open && key === "?")) || (event.repeat && "kfdue".includes(key))) return;
   event.preventDefault();
   KEYS[key]();
 });
 for (const button of $("decide").querySelectorAll("[data-decision]")) button.onclick = () => decide(button.dataset.decision);
-const CLICKS = { undo, next, previous, help, close: help, differences: mark, export: exportDecisions, import: () => $("file").click() };
+for (const button of document.querySelectorAll("[data-copy]")) button.onclick = () => copy(button.dataset.copy);
+for (const button of document.querySelectorAll("[data-close]")) button.onclick = () => button.closest("dialog").close();
+const CLICKS = { undo, next, previous, help, differences: mark, export: exportDecisions, import: () => $("file").click() };
 for (const [id, act] of Object.entries(CLICKS)) $(id).onclick = act;
 $("file").onchange = () => { importDecisions($("file").files[0]); $("file").value = ""; };
 let waiting; // for a pause in the typing, but not beyond the field: the next key decides on a pair in view
