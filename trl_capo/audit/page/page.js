@@ -291,7 +291,7 @@ const next = () => move(1), previous = () => move(-1);
 const KEYS = {
   k: () => decide("keep"), f: () => decide("flip"), d: () => decide("drop"), u: undo, m: mark, e: exportDecisions,
   n: next, j: next, ArrowRight: next, ArrowDown: next, p: previous, ArrowLeft: previous, ArrowUp: previous,
-  "/": focus("search"), g: focus("group"), "?": help,
+  Home: () => show(view[0]), End: () => show(view.at(-1)), "/": focus("search"), g: focus("group"), "?": help,
 };
 addEventListener("keydown", (event) => {
   const field = event.target.closest("input, select");
@@ -299,7 +299,7 @@ addEventListener("keydown", (event) => {
     event.preventDefault(); // Escape would clear a search field
     field.blur();
   }
-  const scrolls = event.key.startsWith("Arrow") && event.target.closest(".text > div");
+  const scrolls = /^(Arrow|Home|End)/.test(event.key) && event.target.closest(".text > div");
   const letter = /^[^\0-\x7f]$/.test(event.key) ? event.code.replace("Key", "") : event.key; // Cyrillic or Arabic layouts
   const key = letter.length === 1 ? letter.toLowerCase() : letter;
   if (field || scrolls || event.ctrlKey || event.metaKey || event.altKey || !Object.hasOwn(KEYS, key)) return;
