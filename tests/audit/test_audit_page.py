@@ -1,12 +1,16 @@
 """The page of suspects: its source, and what it does in a browser, if Playwright and Chromium are installed."""
 
 import json
+import shlex
 import shutil
 from html.parser import HTMLParser
 
 import pytest
 
 from trl_capo.audit.suspects import STATISTICS, TEXTS, write_page
+from trl_capo.common.command import parse
+from trl_capo.data.clean import CleanArguments
+from trl_capo.data.edit import EditArguments
 
 FINGERPRINT = "5eed" * 16
 HOSTILE = [
@@ -57,6 +61,15 @@ def test_hostile_texts_come_back_from_the_data_and_no_element_is_added_or_refers
     data = json.loads(next(content for _, attributes, content in page if attributes.get("id") == "data"))
     assert data["suspects"] == rows
     assert (data["title"], data["groupName"], data["counts"]) == (HOSTILE[1], HOSTILE[0], {HOSTILE[2]: 1})
+
+
+@pytest.mark.parametrize(("id", "trusted"), [("plain", False), ("trusted", True)])
+def test_the_commands_shown_after_an_export_are_commands_of_clean(tmp_path, id, trusted):
+    page = Elements(write(tmp_path, [suspect(0)])).found
+    words = shlex.split(next(content for _, attributes, content in page if attributes.get("id") == id))
+    assert words[:2] == ["trl-capo", "clean"]
+    _, options = parse(words[2:], (EditArguments, CleanArguments), "trl-capo clean")
+    assert (options.decisions, options.trusted, options.suspects) == ("decisions.jsonl", trusted, None)
 
 
 @pytest.fixture
@@ -126,3 +139,30 @@ def test_texts_are_shown_as_text_in_their_direction_and_language(open_page):
     page.keyboard.press("n")
     assert page.evaluate(style) == ["ltr", "zh-Hant"]
     assert page.locator(".text img, .text script, #list img, #list script, h1 *").count() == 0
+
+
+@pytest.mark.slow
+def test_a_language_is_worked_through_by_keyboard_and_undone_after_a_reload(open_page):
+    """Of 40 pairs, the odd ranks are Arabic; #1 is decided before the filter, #3 under it."""
+    page = open_page([suspect(i, group=("ar", "en")[i % 2]) for i in range(40)])
+
+    def press(*keys):
+        for key in keys:
+            page.keyboard.press(key)
+        return page.text_content("#name").split()[0], page.text_content("#decided")
+
+    assert press("k", "g", "a", "Escape") == ("#3", "decided 1 of 40 · 1 of 20 in view")
+    assert press("f") == ("#5", "decided 2 of 40 · 2 of 20 in view")
+    page.reload()
+    assert press("g", "e", "Escape", "u") == ("#2", "decided 2 of 40 · 0 of 20 in view")
+    assert page.text_content("#status") == "The filter hides pair 20, the last one decided."
+    assert press("g", "Home", "Escape", "u", "u") == ("#1", "decided 0 of 40")
+    assert press(*"k" * 39) == ("#40", "decided 39 of 40")
+    page.reload()
+    assert page.get_by_role("listbox").get_by_role("option", selected=True).get_attribute("id") == "row-39"
+    assert page.get_attribute("#list", "aria-activedescendant") == "row-39"
+    export(page)
+    page.get_by_role("dialog", name="Exported 39 decisions").get_by_role("button", name="Copy").last.press("Enter")
+    press("k", "Escape", "/", "Control+v")
+    assert page.input_value("#search") == page.text_content("#trusted")
+    assert press("Enter", "k")[1] == "decided 39 of 40 · 0 of 0 in view"
