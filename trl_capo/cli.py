@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import psutil
 
@@ -37,12 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed, arguments = parser.parse_known_args(argv)
     if parsed.command == "train" and {"--dry_run", "--dry-run"} & set(arguments):
         return import_module("trl_capo.train.dry_run").main(arguments)
-    module = import_module(MODULES.get(parsed.command, f"trl_capo.{parsed.command}.command"))
-    return run(module.PROG, _launch, module, arguments) if parsed.command in LAUNCHED else module.main(arguments)
+    return run(f"trl-capo {parsed.command}", _start, parsed.command, arguments)
 
 
-def _launch(module: Any, arguments: list[str]) -> int:
-    """Run the module of a command through `accelerate launch`, with all of its arguments."""
+def _start(command: str, arguments: list[str]) -> int:
+    """Run a command, `train` and `evaluate` through `accelerate launch`, with all of their arguments."""
+    module = import_module(MODULES.get(command, f"trl_capo.{command}.command"))
+    if command not in LAUNCHED:
+        return module.main(arguments)
     import torch  # here, so that `trl-capo --help` does not import it
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

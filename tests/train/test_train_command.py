@@ -24,8 +24,8 @@ from transformers import LlamaForCausalLM
 from trl_capo import CAPOTrainer
 from trl_capo.callbacks.pair_log import read_log
 from trl_capo.common.fingerprint import fingerprint
-from trl_capo.data.noise import inject_noise
-from trl_capo.train.card import CardTrainer
+from trl_capo.data.noise import NoiseArguments, inject_noise
+from trl_capo.train.card import CardTrainer, describe
 from trl_capo.train.command import main
 
 OPTIONS = CPU_ARGUMENTS | {"learning_rate": 2e-3, "noise_rate": 0.25, "beta": 0.3}
@@ -117,8 +117,24 @@ def test_pairs_that_do_not_fit_are_counted_by_group_and_the_model_card_has_the_o
     (accuracy,) = re.findall(r"'eval_rewards/accuracies/de': '([^']*)'", out)[-1:]
     parts = [f"| de | - | 8 | {100 * float(accuracy):.1f} [", "| 日本 | - | - | - |", "| all pairs | - | 16 |"]
     assert all(part in card for part in [*parts, "max_length=16\n"])
+    assert f'model="{tmp_path / "output"}"' in card
     code, _, err = forked(train, "--config", write_config(max_length=5))
     assert (code, "max_length=5: the prompts alone fill it" in err, "Traceback" in err) == (2, True, False), err
+
+
+@pytest.mark.parametrize(("loads_best", "accuracy"), [(True, "25.0 ["), (False, "75.0 [")])
+def test_the_model_card_has_the_accuracy_of_the_saved_model_and_all_options(
+    make_args, model_dir, pairs, loads_best, accuracy
+):
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    args = make_args(load_best_model_at_end=loads_best, beta=0.3, **steps)
+    trainer = CardTrainer(model_dir, args=args, train_dataset=pairs, eval_dataset=pairs)
+    trainer.parsed = [NoiseArguments(inject_noise="flip", inject_rate=0.4)]
+    trainer.state.log_history = [{"step": step, "eval_rewards/accuracies": step / 4} for step in (1, 2, 3)]
+    trainer.state.best_global_step = 1
+    card = describe(trainer)
+    assert f" | 24 | {accuracy}" in card
+    assert all(line in card for line in ("beta=0.3\n", "inject_noise=flip\n", "inject_rate=0.4\n"))
 
 
 @pytest.mark.parametrize("checked", [1, 100])

@@ -56,7 +56,7 @@ def report(errors: LabelErrors, rates: Rows, notes: list[str], command: str, tit
         f"\n![Noise rate of every group{more}](noise_rates.png)",
         "\n## Next steps\n",
         "- Open `suspects.html` in a browser, decide on the worst pairs, and export the decisions.",
-        "- Apply them. Options such as `--suspects=suspects.parquet --drop_top=10%` apply a rule on the scores:\n",
+        "- Apply them. Rules on scores, such as `--drop_top=10%`, need the path of suspects.parquet, `--suspects`:\n",
         f"      {one_line(command)}\n",
     ]
     return "\n".join(lines)

@@ -3,8 +3,9 @@
 import contextlib
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from transformers.hf_argparser import HfArg
 from trl import DPOConfig
 
 from trl_capo.core.pairs import parse_column
@@ -36,20 +37,12 @@ class CAPOConfig(DPOConfig):
     """
 
     # The `None` makes TRL's parser read the option as text, so that the command line accepts `auto`.
-    noise_rate: float | str | None = field(
-        default="auto", metadata={"help": "Share of flipped labels, in [0, 0.5], or 'auto' to estimate it. 0 is DPO."}
+    noise_rate: float | str | None = HfArg(default="auto", help="Share of flipped labels, up to 0.5, or auto; 0: DPO.")
+    witness: str = HfArg(
+        default="none", help="With auto, evidence about labels: none, a column of scores or reference."
     )
-    witness: str = field(
-        default="none",
-        metadata={"help": "With noise_rate 'auto', evidence about labels: none, a column or 'reference'."},
-    )
-    confidence_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature tau > 0 of the confidence in units of reward; 1 is Bradley-Terry."}
-    )
-    group_column: str | None = field(
-        default="auto",
-        metadata={"help": "Column that names each pair's group. 'auto': `language`; 'none': no groups."},
-    )
+    confidence_temperature: float = HfArg(default=1.0, help="Temperature of the confidence, in units of reward.")
+    group_column: str | None = HfArg(default="auto", help="Column of groups; auto: `language` if it exists; or none.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -91,7 +91,8 @@ def load_mixture(dataset_args: DatasetMixtureConfig, seed: int) -> Mapping[str, 
     with _readable("datasets"):
         for entry in dataset_args.datasets:
             path = Path(entry.path).expanduser()
-            entries.append(dataclasses.replace(entry, **_file(path)) if path.is_file() else entry)
+            is_file = path.is_file() or path.suffix in (*BUILDERS, *_COMPRESSED)
+            entries.append(dataclasses.replace(entry, **_file(path)) if is_file else entry)
         mixture = get_dataset(DatasetMixtureConfig(entries, streaming))
     mixture = type(mixture)({split: _normal_form(rows, split) for split, rows in mixture.items()})
     if size is None:
@@ -152,7 +153,8 @@ def _check_columns(rows: Dataset, name: str) -> None:
     if not len(rows):
         raise ValueError(f"{name}: it has no rows.")
     if missing := " and no column ".join(sorted({"chosen", "rejected"} - set(rows.column_names))):
-        raise ValueError(f"{name}: it has no column {missing}, only {', '.join(rows.column_names)}. Rename them.")
+        fault = "Separate the columns by commas" if set(";\t") & {*rows.column_names[0]} else "Rename them"
+        raise ValueError(f"{name}: it has no column {missing}, only {', '.join(rows.column_names)}. {fault}.")
     formats = {column: _format(rows.features[column]) for column in _COLUMNS if column in rows.column_names}
     if set(formats.values()) not in ({"text"}, {"messages"}):
         given = f"{name}: " + ", ".join(f"{column} is {form}" for column, form in formats.items())

@@ -116,6 +116,7 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
     if script_args.ignore_bias_buffers:
         buffers = trainer.model.named_buffers()
         trainer.model._ddp_params_and_buffers_to_ignore = [name for name, part in buffers if part.dtype == torch.bool]
+    trainer.parsed = [model_args, noise_args]
     prepared += [trainer, callbacks[0], script_args.dataset_name]
 
 
