@@ -11,7 +11,6 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import sort_checkpoints
 
 logger = logging.getLogger(__name__)  # that of Accelerate needs its state, which may not exist yet
 
@@ -50,11 +49,12 @@ class CheckpointOnSigterm(TrainerCallback):
 
 def last_complete_checkpoint(output_dir: str) -> str | None:
     """Return the last checkpoint from which training can resume, or None; warn of interrupted ones."""
-    for folder in reversed(sort_checkpoints(output_dir)):
+    folders = (path for path in Path(output_dir).glob("checkpoint-*") if path.name[len("checkpoint-") :].isdigit())
+    for folder in sorted(folders, key=lambda path: int(path.name[len("checkpoint-") :]), reverse=True):
         with suppress(OSError, ValueError, TypeError):
-            TrainerState.load_from_json(str(Path(folder, TRAINER_STATE_NAME)))  # which Transformers writes last
-            if any(Path(folder).glob("rng_state*")):  # `save_only_model` saves none
-                return folder
+            TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))  # which Transformers writes last
+            if any(folder.glob("rng_state*")):  # `save_only_model` saves none
+                return str(folder)
         if os.environ.get("RANK", "0") == "0":
             logger.warning(f"{folder} is not a complete checkpoint and is passed over.")
     return None

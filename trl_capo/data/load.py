@@ -91,8 +91,8 @@ def load_mixture(dataset_args: DatasetMixtureConfig, seed: int) -> Mapping[str, 
     with _readable("datasets"):
         for entry in dataset_args.datasets:
             path = Path(entry.path).expanduser()
-            is_file = path.is_file() or path.suffix in (*BUILDERS, *_COMPRESSED)
-            entries.append(dataclasses.replace(entry, **_file(path)) if is_file else entry)
+            file = _file(path) if path.is_file() or path.suffix in BUILDERS else {}
+            entries.append(dataclasses.replace(entry, **file))
         mixture = get_dataset(DatasetMixtureConfig(entries, streaming))
     mixture = type(mixture)({split: _normal_form(rows, split) for split, rows in mixture.items()})
     if size is None:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainer.accelerator.print(f"Training completed. Model saved to {trainer.args.output_dir}.")
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**card)
-    trainer.end()
+    trainer.accelerator.end_training()
     return 0
 
 
