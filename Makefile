@@ -12,13 +12,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 # Whatever is there and was made with the same model, data and config is used again.
 demo: .venv/demo
-	$(BIN)/python scripts/demo/build_demo.py --english --languages ar de hi ja ru sw --held_out 0.3 --pairs 480 16 300
+	$(BIN)/python scripts/demo/build_demo.py --english --languages ar de hi ja ru sw --held_out 0.3 --pairs 800 16 300
 	$(BIN)/trl-capo study --config configs/demo.yaml --jobs 2
-	@echo "Picture: demo/results/groups_40_3ep.png. On the left it shows how many of 300 test pairs with right labels each"
-	@echo "method ranks right, by language: DPO has learned many of the flipped labels by heart, and CAPO should lie right"
-	@echo "of it in most languages. On the right it shows the share of flipped labels that CAPO found, and the true one (x)."
-	@echo "This is one seed, a small model and one kind of mistake, an answer in English: the README says where CAPO does"
-	@echo "not help, such as on clean labels or in a single epoch."
+	@echo "Picture: demo/results/groups_40_3ep.png. Its left half shows how many of 300 test pairs with right labels each"
+	@echo "method ranks right: DPO has learned flipped labels by heart, so CAPO should lie right of it in most languages."
+	@echo "Its right half shows the share of flipped labels that CAPO found in each language, and the true share (x)."
+	@echo "Do not conclude that your data will gain as much: this is one seed, a small model, 40 % flips and one kind of"
+	@echo "mistake, and the README says where CAPO does not help, such as on clean labels or in a single epoch."
 
 # This takes hours on a CPU. It resumes, and starts from the runs in docs/study/runs.tar.gz.
 study: .venv/demo

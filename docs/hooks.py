@@ -12,9 +12,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in [file for file in files if file.src_dir == config.docs_dir]:
         files.remove(file)
         files.append(_file(config, Path(file.abs_src_path), file.dest_uri))
-    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "configs/README.md"):
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "configs/README.md", "examples/README.md"):
         files.append(_file(config, ROOT / name))
-    for path in [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("scripts/**/*.*")]:
+    for path in [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("examples/*.[pi]*"), *ROOT.glob("scripts/**/*.*")]:
         # Browsers show a text, and would download a file of another type.
         files.append(_file(config, path, f"{path.relative_to(ROOT)}.txt"))
     return files
