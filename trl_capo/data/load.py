@@ -193,9 +193,8 @@ def _join(lists: pa.Array) -> pa.Array:
     """Return (B,) text: what the messages of each row hold besides their roles."""
     joined = []
     for turns in lists.to_pylist():
-        turns = turns and [
-            json.loads(turn) if isinstance(turn, str) else turn for turn in turns
-        ]  # Json is stored as text
+        # Json is stored as text.
+        turns = turns and [json.loads(turn) if isinstance(turn, str) else turn for turn in turns]
         parts = turns and [str(part) for turn in turns for key, part in turn.items() if key != "role" and part]
         joined.append(parts if parts is None else "\n".join(parts))
     return pa.array(joined, pa.string())

@@ -21,14 +21,8 @@ from trl_capo.common.text import first_few, one_line
 logger = logging.getLogger(__name__)
 
 BAD_ROW = (AttributeError, KeyError, TemplateError, TypeError, ValueError)  # what chat templates raise
-_READ = {
-    "content",
-    "text",
-    "tool_calls",
-    "function",
-    "name",
-    "arguments",
-}  # keys of a message whose text is for models
+# Keys of a message whose text is for models
+_READ = {"content", "text", "tool_calls", "function", "name", "arguments"}
 ALL_PAIRS, SHOWN_GROUPS = "all pairs", 24
 CUT_SHARE = 0.01  # a warning names the groups that lose tokens in at least this share of their pairs
 
@@ -116,6 +110,8 @@ def tokenise_rows(
     """
     seen: set[tuple] = set()
     for index, row in enumerate(rows):
+        if most is not None and index >= most and not is_conversational(row):
+            return  # plain text has no template
         try:
             row = row if "prompt" in row else {**row, **extract_prompt(dict(row))}
             for fault in _check_template(row, tokenizer, seen):
