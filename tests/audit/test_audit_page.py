@@ -13,6 +13,7 @@ from trl_capo.data.clean import CleanArguments
 from trl_capo.data.edit import EditArguments
 
 FINGERPRINT = "5eed" * 16
+COMMAND = "trl-capo clean --dataset_name='my pairs.jsonl' --output_dir=cleaned --decisions=decisions.jsonl"
 HOSTILE = [
     "<script>alert(1)</script>",
     "</script><img src=x onerror=alert(2)>",
@@ -30,7 +31,8 @@ def suspect(index, text="Yes.", group="en"):
 
 
 def write(folder, suspects, title="Suspects of a run", group_name="language", sizes=None, fingerprint=FINGERPRINT):
-    write_page(folder / "suspects.html", suspects, title, fingerprint, group_name, sizes or {})
+    shown = {"title": title, "fingerprint": fingerprint, "groupName": group_name, "counts": sizes or {}}
+    write_page(folder / "suspects.html", suspects, **shown, command=COMMAND)
     return folder / "suspects.html"
 
 
@@ -67,7 +69,7 @@ def test_hostile_texts_come_back_from_the_data_and_no_element_is_added_or_refers
 def test_the_commands_shown_after_an_export_are_commands_of_clean(tmp_path, id, trusted):
     page = Elements(write(tmp_path, [suspect(0)])).found
     words = shlex.split(next(content for _, attributes, content in page if attributes.get("id") == id))
-    assert words[:2] == ["trl-capo", "clean"]
+    assert words[:5] == shlex.split(COMMAND)
     _, options = parse(words[2:], (EditArguments, CleanArguments), "trl-capo clean")
     assert (options.decisions, options.trusted, options.suspects) == ("decisions.jsonl", trusted, None)
 

@@ -73,7 +73,11 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     title, rates = f"Audit of {run_name}", rate_table(errors, group_name)
     worst = write_suspects(list_suspects(errors, data, log.info.fingerprint), args.top, folder)
     sizes = errors.pairs["group"].value_counts().drop("", errors="ignore").to_dict()
-    write_page(folder / "suspects.html", worst, title, log.info.fingerprint, group_name, sizes)
+    words = [f"--{option}={source[name]}" for name, option in SOURCE.items() if source.get(name)]
+    words = ["trl-capo", "clean", *(words or ["--dataset_name=PAIRS"]), "--output_dir=cleaned"]
+    command = shlex.join([*words, "--decisions=decisions.jsonl"])
+    shown = {"title": title, "fingerprint": log.info.fingerprint, "groupName": group_name, "counts": sizes}
+    write_page(folder / "suspects.html", worst, **shown, command=command)
     plot_rates(errors, folder / "noise_rates.png")
     unseen = log.info.pairs - len(dynamics.pairs)
     cautions = {
@@ -85,9 +89,6 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     warnings = [text for text, applies in cautions.items() if applies]
     packages = ", ".join(map(" ".join, versions().items()))
     note = f"Log: {args.run}. Data: {source.get('dataset_name')}. Versions: {packages}."
-    words = [f"--{option}={source[name]}" for name, option in SOURCE.items() if source.get(name)]
-    words = ["trl-capo", "clean", *(words or ["--dataset_name=PAIRS"]), "--output_dir=cleaned"]
-    command = shlex.join([*words, "--decisions=decisions.jsonl"])
     (folder / "report.md").write_text(report(errors, rates, [*warnings, note], command, title), encoding="utf-8")
     return Audit(errors, rates, folder, warnings)
 

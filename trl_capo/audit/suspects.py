@@ -87,15 +87,14 @@ def write_suspects(suspects: pa.Table, top: int, folder: Path) -> list[dict[str,
     return rows
 
 
-def write_page(
-    path: Path, suspects: list[dict[str, Any]], title: str, fingerprint: str, group_name: str, sizes: dict[str, int]
-) -> None:
+def write_page(path: Path, suspects: list[dict[str, Any]], **shown: Any) -> None:
     """Write rows of suspects.jsonl as an HTML page on which to decide, which needs neither network nor server.
 
-    They are JSON in the page, and its script inserts them as text, never as HTML. `sizes`: logged pairs by group.
+    They are JSON in the page, and its script inserts them as text, never as HTML. `shown`: title, fingerprint,
+    groupName, counts (logged pairs by group), and the command that applies an export.
     """
     rows = [{name: value for name, value in row.items() if name != "fingerprint"} for row in suspects]
-    data = {"title": title, "fingerprint": fingerprint, "groupName": group_name, "counts": sizes, "suspects": rows}
+    data = {**shown, "suspects": rows}
     files = FileSystemLoader(Path(__file__).with_name("page"))
     text = Environment(loader=files, autoescape=True).get_template("page.html").render(data=data)
     path.write_text(text, encoding="utf-8", newline="\n")
