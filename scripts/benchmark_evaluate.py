@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from trl_capo.data.tokenise import tokenise_all
-from trl_capo.evaluate.scoring import answer_log_probs, load_model, resolve_model
+from trl_capo.scoring.models import answer_log_probs, load_model, resolve_model
 
 BATCH_SIZE, MAX_LENGTH = 8, 96
 

@@ -27,7 +27,7 @@ def write_pair_log(folder: Path, fingerprint: str) -> None:
     generator, pairs = np.random.default_rng(6), audited_pairs()
     groups, wrong = np.array(pairs["language"][:]), np.array(pairs["is_noisy"][:])
     folder.mkdir(parents=True)
-    info = {"format": 2, "pairs": 240, "fingerprint": fingerprint, "source": None, "asks_reference": False}
+    info = {"format": 2, "pairs": 240, "fingerprint": fingerprint, "source": None}
     (folder / "log.json").write_text(json.dumps(info))
     ability, first_step = generator.normal(size=240), 1
     for epoch in range(3):

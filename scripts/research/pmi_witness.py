@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from trl_capo.audit.mislabels import auroc
 from trl_capo.data.tokenise import tokenise_all
-from trl_capo.evaluate.scoring import answer_log_probs, load_model, resolve_model
+from trl_capo.scoring.models import answer_log_probs, load_model, resolve_model
 
 MAX_LENGTH, BATCH_SIZE = 96, 16
 

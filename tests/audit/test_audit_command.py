@@ -66,15 +66,14 @@ def test_python_audits_a_data_set_with_other_groups(run, noisy, tmp_path):
     assert found.errors.pairs["wrong"].sort_index().tolist() == noisy["is_noisy"][:]
 
 
-@pytest.mark.parametrize("asked", [False, True])
 @pytest.mark.parametrize(("log", "folder"), [("run/pair_log", "run/audit"), ("log", "log-audit")])
-def test_a_log_without_data_is_audited_beside_it_again_and_with_warnings(tmp_path, log, folder, asked):
-    make_log(tmp_path / log, [row(pair, 0, pair - 3.0) for pair in range(1, 9)], 9, asks_reference=asked)
+def test_a_log_without_data_is_audited_beside_it_again_and_with_warnings(tmp_path, log, folder):
+    make_log(tmp_path / log, [row(pair, 0, pair - 3.0) for pair in range(1, 9)], 9)
     (tmp_path / folder).mkdir()
     found = audit(AuditArguments(str(tmp_path / log)))
     assert found.folder == tmp_path / folder
     assert {path.name for path in found.folder.iterdir()} == FILES
-    texts = ["1 pair of 9 not ranked", *["The run used witness=reference"] * asked, "The log names no data"]
+    texts = ["1 pair of 9 not ranked", "The log names no data"]
     report = (found.folder / "report.md").read_text(encoding="utf-8")
     for warning, start in zip(found.warnings, texts, strict=True):
         assert warning.startswith(start)

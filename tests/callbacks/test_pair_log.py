@@ -97,11 +97,11 @@ def test_the_log_says_which_data_it_is_about(model_dir, pairs, make_args, tmp_pa
     folder, source = tmp_path / "log", {"dataset_name": "日本.jsonl"}
     with pytest.raises(ValueError, match=r"is not a pair log: it has no log.json"):
         read_log(folder)
-    args = make_args(max_steps=1, witness="reference")
+    args = make_args(max_steps=1)
     CAPOTrainer(model_dir, args=args, train_dataset=pairs, callbacks=[PairLog(folder, source)]).train()
-    assert read_log(folder).info == LogInfo(24, fingerprint(pairs), source, asks_reference=True)
+    assert read_log(folder).info == LogInfo(24, fingerprint(pairs), source)
     content = json.loads((folder / "log.json").read_text())
-    assert list(content) == ["pairs", "fingerprint", "source", "asks_reference", "format"]
+    assert list(content) == ["pairs", "fingerprint", "source", "format"]
     (shard,) = folder.glob("*.parquet")
     assert pa.parquet.read_schema(shard).equals(SCHEMA)
     shard.unlink()

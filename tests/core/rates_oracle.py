@@ -9,22 +9,23 @@ from trl_capo.core.noise_model import TEMPERATURES
 
 
 def pair_rates(
-    step, languages, rates, slopes, mean_scales, rhos=None, temperature_posterior=None, with_margin=True
+    languages, rates, slopes, mean_scales, rhos=None, temperature_posterior=None, witness=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Every pair's own noise rate and label weight (docs/method.md, eq. 7).
 
-    `rates`, `slopes` and `mean_scales` are by language; `rhos` are those that pairs had when they were first seen. The
-    margin is the reference's, from the log-probs of its tokens.
+    `rates`, `slopes` and `mean_scales` are by language; `rhos` are those that pairs had when they were first seen. A
+    slope other than 0 puts the witness in the place of the first view.
     """
     own, weights = [], []
-    for place, (language, (_, _, chosen, rejected)) in enumerate(zip(languages, step, strict=True)):
-        margin, odds = float(chosen.sum() - rejected.sum()) if with_margin else 0.0, 0.0
-        margin = math.asinh(margin / math.sqrt(len(chosen) + len(rejected)))
+    for place, language in enumerate(languages):
+        odds = 0.0
         if rhos is not None:
             of_temperatures = zip(temperature_posterior, TEMPERATURES, strict=True)
             first = sum(probability / (1 + math.exp(-rhos[place] / t)) for probability, t in of_temperatures)
             odds = math.log(first / (1 - first))
-        belief = 1 / (1 + math.exp(-odds - slopes[language] * margin))
+        if slopes[language]:
+            odds = slopes[language] * witness[place]
+        belief = 1 / (1 + math.exp(-odds))
         wrong, rate = rates[language] * (1 - belief), rates[language]
         own.append(min(0.5, wrong / (wrong + (1 - rate) * belief)))
         weights.append((1 - 2 * own[-1]) / mean_scales[language])

@@ -28,7 +28,6 @@ OPTIONS = [
     {},
     {"noise_rate": 0.5},
     AUTO,
-    AUTO | {"witness": "reference"},
     {"ld_alpha": 0.3},
     {"f_divergence_type": "forward_kl", "beta": 0.05},
     {"f_divergence_type": "js_divergence"},
@@ -36,7 +35,7 @@ OPTIONS = [
     SFT,
     {"gradient_checkpointing": True},
     {"precompute_ref_log_probs": True},
-    AUTO | {"padding_free": True, "witness": "reference"},
+    AUTO | {"padding_free": True},
     {"padding_free": True, "ld_alpha": 0.3, "gradient_checkpointing": True},
     SFT | {"padding_free": True, "precompute_ref_log_probs": True, "loss_weights": [1, 0.2]},
 ]
@@ -58,7 +57,7 @@ def train_and_compare(model, reference, pairs, args, dataset=None, tolerance=1e-
         label_weight = 1.0
         if auto:  # in the first epoch, and without groups
             known, languages = kept.known[place], [None] * len(step)
-            rate, label_weight = pair_rates(step, languages, *known, with_margin=args.asks_reference)
+            rate, label_weight = pair_rates(languages, *known)
         expected = expected_logs(step, rate, args, label_weight)
         if tolerance > 1e-3:  # rounding may turn the sign of a rho near 0
             del expected["capo/contradicted"]

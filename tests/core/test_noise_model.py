@@ -1,4 +1,4 @@
-"""The likelihoods of the noise rates and the fit of the witness's slopes, by hand and against a plain loop."""
+"""The likelihoods of the noise rates and the fit of a witness, by hand and against a plain loop."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from scipy.special import expit, logit, logsumexp, softmax
 
 from trl_capo.core import noise_model
-from trl_capo.core.noise_model import GROUP_PRIOR_PAIRS, LOG_TEMPERATURE_STD, MEAN_SLOPES, NOISE_RATES, TEMPERATURES
+from trl_capo.core.noise_model import GROUP_PRIOR_PAIRS, LOG_TEMPERATURE_STD, NOISE_RATES, TEMPERATURES
 
 RATES, GRID = torch.tensor([0.1, 0.3]), torch.linspace(-3, 3, 13)
 QUANTILES = (noise_model.PESSIMISM, 1 - noise_model.PESSIMISM)
@@ -30,7 +30,7 @@ def test_trusted_labels_have_the_lowest_rate_and_say_nothing_about_rates():
     """Belief 3/4 for rho = ln 3 at t = 1: 0.7 at e = 0.1, which the trusted pair also gives at e = 0.5."""
     rho, trusted, grid = torch.full((2,), math.log(3)), torch.tensor([True, False]), torch.tensor([0.1, 0.5])
     found = [noise_model.agreement_log_likelihood(rho, grid, torch.ones(1), trusted)]
-    found.append(noise_model.witness_log_likelihood(rho, torch.zeros(2), grid, torch.ones(1), trusted))
+    found.append(noise_model.witness_log_likelihood(rho, grid, torch.ones(1), trusted))
     for logs in found:
         assert logs.exp().tolist() == [[pytest.approx([0.7])] * 2, [pytest.approx([0.7]), pytest.approx([0.5])]]
 
@@ -48,43 +48,60 @@ def test_label_log_odds_by_hand():
 
 
 def test_witness_likelihood_is_that_of_labels_flipped_at_the_rate():
-    witness, log_odds = torch.tensor([2.0, -0.5]), torch.tensor([0.0, 1.0])
-    found = noise_model.witness_log_likelihood(witness, log_odds, RATES, GRID, torch.zeros(2, dtype=torch.bool))
+    witness = torch.tensor([2.0, -0.5])
+    found = noise_model.witness_log_likelihood(witness, RATES, GRID, torch.zeros(2, dtype=torch.bool))
     assert found.shape == (2, 2, 13)
-    for pair, (x, z) in enumerate(zip(witness.tolist(), log_odds.tolist(), strict=True)):
+    for pair, x in enumerate(witness.tolist()):
         for row, e in enumerate(RATES.tolist()):
             for column, a in enumerate(GRID.tolist()):
-                agrees = (1 - e) * expit(z + a * x) + e * expit(-z - a * x)
+                agrees = (1 - e) * expit(a * x) + e * expit(-a * x)
                 assert float(found[pair, row, column]) == pytest.approx(math.log(agrees), abs=1e-6)
 
 
-def plain_slopes(loglik, rates):
-    """The same by loops: the quantile nearer to 0 of posteriors that have a normal prior around each mean slope.
+def beta_prior(strength, overall):
+    """Probabilities of RATES, from the density of a beta distribution."""
+    a, b = strength * overall - 1, strength * (1 - overall) - 1
+    return softmax([a * math.log(e) + b * math.log(1 - e) for e in RATES.tolist()])
 
-    The groups weigh the mean slopes, or all pairs if there are no groups.
-    """
-    nearest = [int(np.abs(RATES.numpy() - rate).argmin()) for rate in rates.tolist()]
-    posteriors, weights = [], []
-    for mean in MEAN_SLOPES:
-        prior = np.exp(-((GRID.numpy() - mean) ** 2) / 2)
-        joint = np.array([prior / prior.sum() * np.exp(loglik[row, e].numpy()) for row, e in enumerate(nearest)])
-        groups = joint[1:] if len(joint) > 1 else joint
-        weights.append(np.exp(-(mean**2) / 2) * np.prod(groups.sum(axis=1)))
-        posteriors.append(joint / joint.sum(axis=1, keepdims=True))
-    slopes = []
-    for posterior in np.average(posteriors, axis=0, weights=weights):
+
+def plain_fit(loglik):
+    """The fit of the witness by loops over everything that is averaged out."""
+
+    def slopes_around(mean):
+        near = np.exp(-(((GRID.numpy() - mean) / noise_model.SLOPE_STD) ** 2) / 2)
+        return (1 - noise_model.OUTLIERS) * near / near.sum() + noise_model.OUTLIERS / len(GRID)
+
+    groups = loglik[1:] if len(loglik) > 1 else loglik
+    of_rate, of_slope, overall_loglik = np.zeros(len(RATES)), np.zeros(len(GRID)), np.zeros(len(RATES))
+    for place, overall in enumerate(RATES.tolist()):
+        for strength in GROUP_PRIOR_PAIRS:
+            for mean in GRID.tolist():
+                rates, slopes = beta_prior(strength, overall), slopes_around(mean)
+                weight = np.prod([rates @ np.exp(own) @ slopes for own in groups])
+                overall_loglik[place] += weight
+                of_rate += weight * rates
+                of_slope += weight * slopes
+    of_rate, of_slope, found = of_rate / of_rate.sum(), of_slope / of_slope.sum(), []
+    for own in loglik:
+        posterior = ((of_rate[:, None] * np.exp(own) * of_slope) / (of_rate @ np.exp(own) @ of_slope)).sum(axis=0)
         reached = [next(a for k, a in enumerate(GRID.tolist()) if posterior[: k + 1].sum() >= q) for q in QUANTILES]
-        slopes.append(max(0.0, reached[0]) or min(0.0, reached[1]))
-    return slopes
+        found.append(max(0.0, reached[0]) or min(0.0, reached[1]))
+        if len(found) == 1 and min(posterior[GRID < 0].sum(), posterior[GRID > 0].sum()) >= noise_model.DOUBT:
+            return np.zeros((len(loglik), len(RATES))), [0.0] * len(loglik)
+    rate_loglik = np.log([np.exp(own) @ of_slope for own in loglik])
+    return np.vstack([np.log(overall_loglik), rate_loglik[1:]]) if len(loglik) > 1 else rate_loglik, found
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_slopes_equal_a_plain_loop(rows):
-    loglik = 5 * torch.randn(rows, 2, 13, generator=torch.Generator().manual_seed(rows))
-    rates = torch.tensor([0.05, 0.29, 0.21, 0.12][:rows])
-    found = noise_model.fit_slopes(loglik, rates, RATES, GRID)
-    assert found.tolist() == plain_slopes(loglik, rates)
-    assert rows == 1 or len(set(found.tolist())) > 1
+@pytest.mark.parametrize(("rows", "worth"), [(1, 1), (2, 1), (4, 1), (4, 0)])
+def test_the_fit_of_a_witness_equals_a_plain_loop(rows, worth):
+    """It is worth something where the likelihood rises with the slope."""
+    loglik = 2 * torch.randn(rows, 2, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(rows))
+    loglik += worth * torch.linspace(0, 20, 13)
+    rates, slopes = noise_model.fit_witness(loglik, RATES.double(), GRID.double())
+    expected = plain_fit(loglik.numpy())
+    assert np.allclose(rates, expected[0], rtol=1e-5)
+    assert slopes.tolist() == expected[1]
+    assert slopes.any() == bool(worth)
 
 
 def plain_noise_rates(windows, count: int) -> list[float]:

@@ -22,7 +22,7 @@ from trl_capo import CAPOConfig, CAPOTrainer, PairLog
 from trl_capo.callbacks.pair_log import read_log
 
 # Into the second epoch of 6 steps; every rate before and after an update differs.
-AUTO = COMMON | {"noise_rate": "auto", "witness": "reference", "train_sampling_strategy": "random"}
+AUTO = COMMON | {"noise_rate": "auto", "train_sampling_strategy": "random"}
 AUTO |= {"max_steps": 8, "save_strategy": "no"}
 IN_ORDER = {"train_sampling_strategy": "sequential", "num_train_epochs": 1, "max_steps": -1}
 CASES = ["full", "lora", "one language each", "padding free", "precomputed", "qlora", "stream", "uneven", "weighted"]

@@ -11,7 +11,7 @@ from oracles import load, token_log_probs
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_capo.data.tokenise import TokenisedPair
-from trl_capo.evaluate.scoring import answer_log_probs, load_model, resolve_model
+from trl_capo.scoring.models import answer_log_probs, load_model, resolve_model
 
 PAIRS = [([], [5, 6, 7], [8]), ([9], [5, 6, 7], [8]), ([9, 10, 11], [5, 6, 7, 8], [8])]
 """No prompt, a prompt of one token, and a sequence of 7 tokens."""

@@ -82,8 +82,6 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     unseen = log.info.pairs - len(dynamics.pairs)
     cautions = {
         f"{count(unseen, 'pair')} of {log.info.pairs:,} not ranked: too long, not reached, or not logged.": unseen,
-        "The run used witness=reference, so errors of the reference model can make correct labels look wrong. "
-        "Record logs for an audit with witness=none, the default.": log.info.asks_reference,
         "The log names no data set, so the files have no texts. Give dataset_name.": data is None,
     }
     warnings = [text for text, applies in cautions.items() if applies]

@@ -30,12 +30,11 @@ BUFFERED_PAIRS = 8192  # rows that wait on each process, about; one takes about 
 
 
 class LogInfo(NamedTuple):
-    """The training data's number of rows and hash, the options that name them, and whether the reference was used."""
+    """The training data's number of rows and hash, and the options that name them."""
 
     pairs: int
     fingerprint: str
     source: dict[str, Any] | None = None
-    asks_reference: bool = False
 
 
 class Log(NamedTuple):
@@ -60,7 +59,7 @@ def read_log(folder: Path) -> Log:
     info = json.loads((folder / INFO).read_text(encoding="utf-8"))
     if info.pop("format", None) != FORMAT:
         raise ValueError(f"{str(folder / INFO)!r} was written by another version of trl-capo.")
-    return Log(folder, LogInfo(**info), shards)
+    return Log(folder, LogInfo(*map(info.get, LogInfo._fields)), shards)
 
 
 class PairLog(PairCallback):
@@ -121,7 +120,7 @@ class PairLog(PairCallback):
                 self._write(pq.read_table(shard, filters=[("step", "<=", state.global_step)]))
                 shard.unlink()
         unfinished = self.folder / f"{INFO}.part"  # renamed when complete, because other processes may be reading
-        unfinished.write_text(json.dumps(info | {"asks_reference": args.asks_reference, "format": FORMAT}), "utf-8")
+        unfinished.write_text(json.dumps(info | {"format": FORMAT}), "utf-8")
         unfinished.replace(self.folder / INFO)
 
     def on_save(self, args, state, control, **kwargs) -> None:

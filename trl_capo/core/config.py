@@ -22,8 +22,7 @@ class CAPOConfig(DPOConfig):
             dropout, up to the order of random numbers). `0.5` trusts a label exactly as far as the model agrees with
             it. `"auto"` estimates the rate of every group while training, in the first epoch (docs/method.md).
         witness: with `"auto"`, evidence about labels: a column of numbers that are positive where they speak for the
-            label, NAME for the difference of NAME_chosen and NAME_rejected, or `"reference"`, the reference model's
-            margin.
+            label, or NAME for the difference of NAME_chosen and NAME_rejected. `trl-capo annotate` writes `"probe"`.
         confidence_temperature: temperature tau > 0 of the confidence, in units of reward. `1` is the Bradley-Terry
             model that DPO assumes, smaller values give up on contradicted pairs sooner, and a large one gives every
             pair the scale 1.
@@ -38,9 +37,7 @@ class CAPOConfig(DPOConfig):
 
     # The `None` makes TRL's parser read the option as text, so that the command line accepts `auto`.
     noise_rate: float | str | None = HfArg(default="auto", help="Share of flipped labels, up to 0.5, or auto; 0: DPO.")
-    witness: str = HfArg(
-        default="none", help="With auto, evidence about labels: none, a column of scores or reference."
-    )
+    witness: str = HfArg(default="none", help="With auto, evidence about labels: a column of scores, or none.")
     confidence_temperature: float = HfArg(default=1.0, help="Temperature of the confidence, in units of reward.")
     group_column: str | None = HfArg(default="auto", help="Column of groups; auto: `language` if it exists; or none.")
 
@@ -53,11 +50,6 @@ class CAPOConfig(DPOConfig):
         problems = _problems(self)
         if problems:
             raise ValueError("CAPOConfig cannot be used as it is:\n" + "\n".join(f"- {line}" for line in problems))
-
-    @property
-    def asks_reference(self) -> bool:
-        """Whether the reference's margin is evidence about labels; it is not if the reference follows the policy."""
-        return self.noise_rate == "auto" and self.witness == "reference" and not self.sync_ref_model
 
 
 def sigmoid_weight(args: DPOConfig) -> float:

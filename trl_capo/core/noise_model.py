@@ -4,7 +4,8 @@ A label agrees with the model with probability e + (1 - 2e) sigmoid(rho / t) if 
 (docs/method.md, eq. 6). On pairs that the model has not learned from yet, the likelihood of this curve identifies e:
 flipped labels disagree however sure the model is; hard pairs disagree only where it is unsure. A model becomes surer
 as it learns, so every window of pairs has a temperature t of its own, which is averaged out. A witness is a number x
-per pair that speaks for the label if it is positive; its slope a says how much it is worth in a group (eq. 8).
+per pair, known before training, that speaks for the label if it is positive. Its slope a says how much it is worth in
+a group, and like the model's belief it shows how many labels are flipped (eq. 8).
 
 Log-likelihoods are sums over pairs on a fixed grid of (E,) noise rates, (T,) temperatures and (A,) slopes.
 The rows of a (1 + G, ...) tensor stand for all pairs together and then for every group.
@@ -17,9 +18,9 @@ NOISE_RATES = (0.005, *(0.02 * step for step in range(1, 26)))  # grid; at 0 a d
 TEMPERATURES = tuple(1.35**step for step in range(-12, 8))  # grid in units of reward, from 0.03 to 8
 LOG_TEMPERATURE_STD = 2.0  # of the normal prior of log t
 GROUP_PRIOR_PAIRS = (10.0, 30.0, 100.0, 300.0)  # strengths of a group's beta prior around the overall rate
-SLOPES = tuple(0.25 * step for step in range(-12, 13))  # grid: log-odds per unit of the witness
-MEAN_SLOPES = tuple(0.25 * step for step in range(-8, 9))  # grid, with a standard normal prior
-PESSIMISM = 0.1  # quantile of the slope's posterior that is used, counted from 0
+SLOPES = tuple(0.25 * step for step in range(-12, 25))  # grid: log-odds per unit of the witness
+SLOPE_STD, OUTLIERS = 0.5, 0.02  # of the groups' slopes around their mean; the share that may lie anywhere
+PESSIMISM, DOUBT = 0.1, 0.002  # quantile of a slope that is used; probability of the other sign that is too high
 MAX_LOG_ODDS = 10.0  # bound of the log-odds that a pair's first relative reward gives
 
 
@@ -83,47 +84,54 @@ def fit_noise_rates(
     return torch.cat([overall[None], group_rates]), loglik, temperature_posterior
 
 
+def _group_prior(overall: Tensor, noise_rates: Tensor) -> Tensor:
+    """Compute the log-priors of a group's rate around (O,) overall rates, for every strength, (strengths, O, E)."""
+    strength, overall = noise_rates.new_tensor(GROUP_PRIOR_PAIRS)[:, None, None], overall[:, None]
+    flipped, right = strength * overall - 1.0, strength * (1.0 - overall) - 1.0
+    return torch.log_softmax(flipped * torch.log(noise_rates) + right * torch.log1p(-noise_rates), dim=2)
+
+
 def _fit_group_rates(loglik: Tensor, overall: Tensor, noise_rates: Tensor) -> Tensor:
     """Compute (G,) posterior means; the prior, a mixture of betas around the overall rate, is fitted to all groups."""
-    strength = noise_rates.new_tensor(GROUP_PRIOR_PAIRS)[:, None]
-    flipped, right = strength * overall - 1.0, strength * (1.0 - overall) - 1.0
-    prior = torch.log_softmax(flipped * torch.log(noise_rates) + right * torch.log1p(-noise_rates), dim=1)
-    joint = prior[:, None] + loglik  # (priors, G, E)
+    joint = _group_prior(overall[None], noise_rates) + loglik  # (strengths, G, E)
     prior_posterior = torch.softmax(torch.logsumexp(joint, dim=2).sum(dim=1), dim=0)
     return prior_posterior @ (torch.softmax(joint, dim=2) * noise_rates).sum(dim=2)
 
 
-def witness_log_likelihood(
-    witness: Tensor, log_odds: Tensor, noise_rates: Tensor, slopes: Tensor, trusted: Tensor
-) -> Tensor:
-    """Compute each label's log-likelihood log(e + (1-2e) sigmoid(z + a x)), (B, E, A) (eq. 8).
+def witness_log_likelihood(witness: Tensor, noise_rates: Tensor, slopes: Tensor, trusted: Tensor) -> Tensor:
+    """Compute each label's log-likelihood log(e + (1-2e) sigmoid(a x)), (B, E, A), for (B,) x and trust (eq. 8)."""
+    return _log_agreement(torch.sigmoid(witness[:, None] * slopes), noise_rates, trusted)
+
+
+def fit_witness(loglik: Tensor, noise_rates: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit the noise rates and the witness's slopes together, from all pairs, before training.
+
+    A group's rate has the prior of `fit_noise_rates`. Its slope is normal around a mean, except that it may be any
+    with probability `OUTLIERS`. The overall rate and the mean slope are uniform on the grid and are averaged out.
 
     Args:
-        witness: (B,) x.
-        log_odds: (B,) z of `label_log_odds`, so that the slope measures what the witness knows beyond the policy.
-        noise_rates, slopes: (E,), (A,), the grid.
-        trusted: (B,) whether the user has checked the label.
+        loglik: (1 + G, E, A) sums of `witness_log_likelihood` over all pairs, and over every group.
+
+    Returns:
+        (1 + G, E) log-likelihoods of the rates, for `fit_noise_rates`, and (1 + G,) slopes: the quantile `PESSIMISM`
+        of a slope's posterior on the side of 0, or 0 if its sign is in doubt. All are 0 if for all pairs together
+        either sign has a probability of `DOUBT` or more: the witness may know nothing.
     """
-    return _log_agreement(torch.sigmoid(log_odds[:, None] + witness[:, None] * slopes), noise_rates, trusted)
-
-
-def fit_slopes(loglik: Tensor, rates: Tensor, noise_rates: Tensor, slopes: Tensor) -> Tensor:
-    """Fit the witness's slope for all pairs together and for every group, (1 + G,).
-
-    The slopes of the groups are normal around their mean, which is learned from them, or from all pairs if there are
-    no groups. The quantile `PESSIMISM` of a slope's posterior on the side of 0 is used, or 0 if its sign is in doubt.
-
-    Args:
-        loglik: (1 + G, E, A) sums of `witness_log_likelihood`.
-        rates: (1 + G,) noise rates; the nearest rate of the grid is used.
-    """
-    mean_slopes = slopes.new_tensor(MEAN_SLOPES)  # (M,)
-    nearest = (noise_rates - rates[:, None]).abs().argmin(dim=1)
-    at_rate = loglik[torch.arange(len(rates), device=rates.device), nearest]
-    prior = torch.log_softmax(-0.5 * (slopes - mean_slopes[:, None]) ** 2, dim=1)
-    joint = prior[:, None] + at_rate  # (M, 1 + G, A)
-    groups = joint[:, 1:] if len(rates) > 1 else joint
-    mean_posterior = torch.softmax(torch.logsumexp(groups, dim=2).sum(dim=1) - 0.5 * mean_slopes**2, dim=0)
-    below = torch.einsum("m,mra->ra", mean_posterior, torch.softmax(joint, dim=2)).cumsum(dim=1)
+    groups = loglik[1:] if len(loglik) > 1 else loglik
+    near = torch.softmax(-0.5 * ((slopes - slopes[:, None]) / SLOPE_STD) ** 2, dim=1)
+    slope_prior = (1.0 - OUTLIERS) * near + OUTLIERS / len(slopes)  # (A mean slopes, A)
+    rate_prior = _group_prior(noise_rates, noise_rates)  # (strengths, E overall rates, E)
+    of_rates = torch.logsumexp(torch.log(slope_prior)[:, None, None] + groups, dim=3)  # (A, G, E)
+    evidence = torch.logsumexp(rate_prior[:, :, None, None] + of_rates, dim=4).sum(dim=3)  # (strengths, E, A)
+    posterior = torch.softmax(evidence.flatten(), dim=0).view_as(evidence)
+    slope_prior = torch.log(posterior.sum(dim=(0, 1)) @ slope_prior)  # (A,)
+    rate_prior = torch.log(torch.einsum("so,soe->e", posterior.sum(dim=2), rate_prior.exp()))  # (E,)
+    rate_loglik = torch.logsumexp(loglik + slope_prior, dim=2)
+    if len(loglik) > 1:
+        rate_loglik[0] = torch.logsumexp(evidence, dim=(0, 2))
+    joint = torch.softmax((loglik + rate_prior[:, None] + slope_prior).flatten(1), dim=1).view_as(loglik)
+    of_slopes = joint.sum(dim=1)
+    known = torch.minimum(of_slopes[0, slopes < 0].sum(), of_slopes[0, slopes > 0].sum()) < DOUBT
+    below = of_slopes.cumsum(dim=1)
     low, high = (slopes[(below < quantile).sum(dim=1)] for quantile in (PESSIMISM, 1.0 - PESSIMISM))
-    return low.clamp(min=0.0) + high.clamp(max=0.0)
+    return torch.where(known, rate_loglik, 0.0), torch.where(known, low.clamp(min=0.0) + high.clamp(max=0.0), 0.0)

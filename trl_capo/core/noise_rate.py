@@ -23,9 +23,10 @@ MIN_MEAN_SCALE = 0.2  # lower bound of the mean scale, by which scales are divid
 class NoiseRateEstimator(TrainerCallback, ExportableState):
     """Estimates the noise rate of all pairs, of every group and of every pair while a model trains.
 
-    The fits (docs/method.md, eq. 6 and 8) use every pair once, with the relative reward that it has before the model
-    learns from it, and are frozen from the second epoch on. The model's first view of each pair is stored, because
-    later the model has seen the label (eq. 7). Rates change between optimiser steps only, equally on all processes.
+    The fit (docs/method.md, eq. 6) uses every pair once, with the relative reward that it has before the model learns
+    from it, and is frozen from the second epoch on. It starts from a witness's, if there is one (eq. 8). The model's
+    first view of each pair is stored, because later the model has seen the label (eq. 7). Rates change between
+    optimiser steps only, equally on all processes.
 
     Args:
         group_names: the groups, in the order of the group numbers.
@@ -43,20 +44,19 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         rows, rates, temperatures = 1 + len(self.group_names), len(self._rate_grid), len(self._temperature_grid)
         self._carried_loglik = torch.zeros(rows, rates)
         self._window_loglik = torch.zeros(rows, rates, temperatures)
-        self._slope_loglik = torch.zeros(rows, rates, len(self._slope_grid))
+        self._slopes = torch.zeros(rows)
         self._window_pairs = torch.tensor(0)
         self._temperature_posterior = torch.zeros(temperatures)  # of the last finished window; 0: nothing is known
         self._scale_sums = torch.zeros(rows, 2)  # of scales, and of pairs
         self._first_log_odds = torch.full((pairs,), torch.nan, dtype=torch.float16)
         self.noise_rates = self._fit_rates()[0][:1].repeat(rows)
-        if isinstance(saved, dict):
+        values = load(base64.b64decode(saved)) if isinstance(saved, str) else {}
+        if saved is not None and values.keys() != set(self._SAVED):
             raise ValueError("resume_from_checkpoint: an earlier trl-capo wrote it, so start from the model.")
-        for name, value in load(base64.b64decode(saved)).items() if saved else ():
-            setattr(self, name, value)
-        self._slopes = self._fit_slopes()
+        vars(self).update(values)
         self._in_first_epoch, self._step = True, []
 
-    _SAVED = ("_carried_loglik", "_window_loglik", "_slope_loglik", "_window_pairs", "_temperature_posterior")
+    _SAVED = ("_carried_loglik", "_window_loglik", "_slopes", "_window_pairs", "_temperature_posterior")
     _SAVED += ("_scale_sums", "_first_log_odds", "noise_rates")
 
     def state(self) -> dict[str, Any]:
@@ -76,6 +76,18 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self._in_first_epoch = state.epoch is None or state.epoch < 1.0
 
+    def add_witness(self, groups: Tensor, trusted: Tensor, witness: Tensor) -> None:
+        """Take in the witness of all training pairs before the first step: (N,) group numbers, trust and x."""
+        grid = self._rate_grid, self._slope_grid
+        loglik = torch.zeros(*self._carried_loglik.shape, len(self._slope_grid))
+        for part in torch.arange(len(witness)).split(4096):
+            added = noise_model.witness_log_likelihood(witness[part], *grid, trusted[part])
+            loglik.index_add_(0, groups[part] + 1, added)
+        loglik[0] = loglik.sum(dim=0)
+        self._carried_loglik, self._slopes = noise_model.fit_witness(loglik, *grid)
+        if self._slopes.any():
+            self.noise_rates = self._fit_rates()[0]
+
     def group_rates(self, groups: Tensor) -> Tensor:
         """Return each pair's group rate, (B,); the overall rate for groups absent from training, and for -1."""
         return self.noise_rates[self._rows(groups)]
@@ -91,7 +103,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         """
         rows = self._rows(groups)
         first = torch.zeros_like(witness) if pairs is None else self._first_log_odds[pairs].float().nan_to_num()
-        log_odds = first + self._slopes[rows] * witness
+        log_odds = torch.where(self._slopes[rows] == 0, first, self._slopes[rows] * witness)
         rates = torch.sigmoid(torch.logit(self.noise_rates[rows]) - log_odds).clamp(max=0.5).masked_fill(trusted, 0.0)
         return rates, (1.0 - 2.0 * rates) / self._mean_scales(groups)
 
@@ -101,13 +113,11 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         mean = (scales + PRIOR_PAIRS * (1.0 - 2.0 * self.noise_rates)) / (pairs + PRIOR_PAIRS)
         return mean.clamp(min=MIN_MEAN_SCALE)[rows]
 
-    def add(
-        self, rho: Tensor, scale: Tensor, groups: Tensor, pairs: Tensor | None, trusted: Tensor, witness: Tensor
-    ) -> None:
+    def add(self, rho: Tensor, scale: Tensor, groups: Tensor, pairs: Tensor | None, trusted: Tensor) -> None:
         """Add a micro-batch of a training step; (B,) relative rewards that are not finite carry no information."""
         pairs = torch.full_like(groups, -1) if pairs is None else pairs
         numbers = torch.stack([groups, pairs, trusted.long()], dim=1)
-        self._step.append((numbers, torch.stack([rho.detach().float(), scale, witness], dim=1)))
+        self._step.append((numbers, torch.stack([rho.detach().float(), scale], dim=1)))
 
     def end_step(self, accelerator: Accelerator) -> None:
         """Take in the pairs of an optimiser step from all processes, and fit. All processes call it together."""
@@ -118,10 +128,9 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         if accelerator.num_processes > 1:  # a padded row's relative reward is NaN, which carries no information
             numbers = accelerator.gather(pad_across_processes(numbers, pad_index=-1))
             values = accelerator.gather(pad_across_processes(values, pad_index=torch.nan))
-        (groups, pairs, trusted), (rho, scale, witness) = numbers.unbind(dim=1), values.unbind(dim=1)
+        (groups, pairs, trusted), (rho, scale) = numbers.unbind(dim=1), values.unbind(dim=1)
         trusted, known = trusted > 0, rho.isfinite()
-        scale, witness = (torch.where(known, value, 0.0) for value in (scale, witness))
-        scale = scale * self._mean_scales(groups)
+        scale = torch.where(known, scale * self._mean_scales(groups), 0.0)
         rows = torch.arange(-1, len(self.group_names), device=rho.device)[:, None]
         member = ((rows == -1) | (rows == groups)).to(rho.dtype)  # (1 + G, B)
         added = member @ torch.stack([scale, known.to(rho.dtype)], dim=1)
@@ -130,15 +139,12 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
             return
         first = noise_model.label_log_odds(rho, self._temperature_posterior, self._temperature_grid)
         agreement = noise_model.agreement_log_likelihood(rho, self._rate_grid, self._temperature_grid, trusted)
-        of_witness = noise_model.witness_log_likelihood(witness, first, self._rate_grid, self._slope_grid, trusted)
         self._window_loglik = self._window_loglik + torch.einsum("rb,bet->ret", member, agreement)
-        self._slope_loglik = self._slope_loglik + torch.einsum("rb,bea->rea", member, of_witness)
         self._window_pairs = self._window_pairs + known.sum()
         if self.pairs:
             new = known & self._first_log_odds[pairs].isnan()
             self._first_log_odds[pairs[new]] = first[new].to(self._first_log_odds.dtype)
         self.noise_rates, loglik, posterior = self._fit_rates()
-        self._slopes = self._fit_slopes()
         ends = self._window_pairs >= WINDOW_PAIRS  # a tensor, so that the CPU need not wait for a GPU
         self._carried_loglik = torch.where(ends, loglik, self._carried_loglik)
         self._temperature_posterior = torch.where(ends, posterior, self._temperature_posterior)
@@ -148,9 +154,6 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
     def _fit_rates(self) -> tuple[Tensor, Tensor, Tensor]:
         logliks = (self._carried_loglik, self._window_loglik)
         return noise_model.fit_noise_rates(*logliks, self._rate_grid, self._temperature_grid)
-
-    def _fit_slopes(self) -> Tensor:
-        return noise_model.fit_slopes(self._slope_loglik, self.noise_rates, self._rate_grid, self._slope_grid)
 
     def _rows(self, groups: Tensor) -> Tensor:
         """Return the row, (B,), of each pair's group in the fits, or 0 (all pairs) if training lacks the group."""

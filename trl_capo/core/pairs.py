@@ -75,7 +75,7 @@ class PairIndex:
         columns = () if datasets is None else datasets.column_names or next(iter(datasets), ())  # of a stream
         for column in self.changing.intersection(columns):
             logger.warning(f"{name}: its column {column!r} changes the loss. Rename the column to turn this off.")
-        needs_witness = name == "train_dataset" and self.witness not in ("none", "reference")
+        needs_witness = name == "train_dataset" and self.witness != "none"
         if not isinstance(datasets, Dataset):
             if isinstance(datasets, IterableDataset) and (needs_witness or self.group_column not in (None, "auto")):
                 options = f"group_column={self.group_column!r}, witness={self.witness!r}"
@@ -108,6 +108,13 @@ def read_witness(dataset: Dataset, name: str) -> np.ndarray:
     values = np.where(np.isfinite(values), values, 0.0)
     sizes = np.abs(values[values != 0])
     return np.arcsinh(values / (np.median(sizes) if len(sizes) else 1.0))
+
+
+def evidence(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the (N,) group numbers, trust and witness of the pairs; those of weight 0 have the witness 0."""
+    columns = {TRUSTED: [False] * len(dataset), WEIGHT: [1.0] * len(dataset)} | dataset.with_format(None)[:]
+    groups, trusted, witness = (torch.tensor(columns[name]) for name in (GROUP, TRUSTED, WITNESS))
+    return groups, trusted, witness.float() * (torch.tensor(columns[WEIGHT]) > 0)
 
 
 def _check_numbers(dataset: Dataset, name: str) -> None:

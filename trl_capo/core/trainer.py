@@ -23,7 +23,7 @@ from trl_capo.core.losses import capo_loss, confidence_scale, relative_reward, s
 from trl_capo.core.metrics import LOGGED_BY_TRL, PairBatch, PairCallback, PairMetrics
 from trl_capo.core.noise_rate import NoiseRateEstimator
 from trl_capo.core.packing import PaddingFree
-from trl_capo.core.pairs import COLUMNS, PairCollator, PairIndex, split_batch
+from trl_capo.core.pairs import COLUMNS, PairCollator, PairIndex, evidence, split_batch
 
 _WRONG_TRL = f"This is TRL {trl.__version__}; install a version that trl-capo is tested with, such as 1.16."
 
@@ -83,6 +83,8 @@ class CAPOTrainer(DPOTrainer):
         self.data_collator = PairCollator(self.data_collator)
         if args.noise_rate == "auto":
             self.add_callback(NoiseRateEstimator(groups, pairs))
+            if args.witness != "none":
+                self.noise_rate_estimator.add_witness(*evidence(train_dataset))
         self._capo_window, self._capo_evaluation = PairMetrics(self.accelerator), PairMetrics(self.accelerator)
         self._capo_agrees_with_trl = False
 
@@ -135,10 +137,6 @@ class CAPOTrainer(DPOTrainer):
         groups = torch.full_like(rho, -1, dtype=torch.long) if groups is None else groups
         trusted = torch.zeros_like(rho, dtype=torch.bool) if trusted is None else trusted
         witness = torch.zeros_like(rho.detach()) if witness is None else witness
-        moves = any(getattr(c, "update_ref_model", False) for c in self.callback_handler.callbacks)  # TRL's BEMA
-        if self.args.asks_reference and not moves:
-            tokens = sum(inputs["completion_mask"].sum(dim=1).chunk(2)).clamp(min=1)
-            witness = torch.asinh(((ref_chosen - ref_rejected).float() / tokens.sqrt()).nan_to_num(0.0, 0.0, 0.0))
         rate, label_weight, group_rate = self._capo_noise_rates(groups, pairs, trusted, witness)
         parameters = {"noise_rate": rate, "temperature": self.args.confidence_temperature}
         losses, scale = capo_loss(rho, **parameters, label_weight=label_weight)
@@ -149,7 +147,7 @@ class CAPOTrainer(DPOTrainer):
         batch = PairBatch(self.model.training, pairs, groups, weights, *logps, *ours, self.beta, dpo_loss.detach())
         loss = self._capo_objective(dpo_loss, batch, rho, losses, output, inputs)
         batch.loss = loss.detach()
-        self._capo_report(batch, trusted, witness)
+        self._capo_report(batch, trusted)
         return (loss, outputs) if return_outputs else loss
 
     def _capo_objective(self, dpo_loss, batch: PairBatch, rho: Tensor, losses: Tensor, output, inputs) -> Tensor:
@@ -167,7 +165,7 @@ class CAPOTrainer(DPOTrainer):
             return group_rate, ones, group_rate
         return *estimator.pair_rates(groups, pairs, trusted, witness), group_rate
 
-    def _capo_report(self, batch: PairBatch, trusted: Tensor, witness: Tensor) -> None:
+    def _capo_report(self, batch: PairBatch, trusted: Tensor) -> None:
         (self._capo_window if batch.training else self._capo_evaluation).add(batch)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, PairCallback):
@@ -176,7 +174,7 @@ class CAPOTrainer(DPOTrainer):
         estimator = self.noise_rate_estimator
         if estimator is not None and batch.training:
             rho = batch.rho if batch.weight is None else batch.rho.masked_fill(batch.weight == 0, torch.nan)
-            estimator.add(rho, batch.scale, batch.groups, batch.pairs, trusted, witness)
+            estimator.add(rho, batch.scale, batch.groups, batch.pairs, trusted)
             if self.accelerator.sync_gradients:
                 estimator.end_step(self.accelerator)
 

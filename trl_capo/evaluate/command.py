@@ -21,8 +21,8 @@ from trl_capo.core.pairs import find_groups, parse_column
 from trl_capo.data.load import check_pairs, load_pairs, select_split
 from trl_capo.data.tokenise import TokenisedPair, length_warnings, summarise_lengths, tokenise_all
 from trl_capo.evaluate.report import render_text, write_evaluation
-from trl_capo.evaluate.scoring import ModelSource, answer_log_probs, load_model, resolve_model
 from trl_capo.evaluate.summary import Figures, compare_models, summarise_model
+from trl_capo.scoring.models import ModelSource, answer_log_probs, load_model, resolve_model
 
 PROG = "trl-capo evaluate"
 USAGE = f"{PROG} [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"

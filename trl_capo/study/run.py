@@ -26,6 +26,8 @@ from trl_capo.core.pairs import TRUSTED, WEIGHT, find_groups
 from trl_capo.data.edit import swap_answers
 from trl_capo.data.load import load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, inject_noise
+from trl_capo.scoring.annotate import PROBE, ReferenceArguments, add_probe, annotate, read_states
+from trl_capo.scoring.probe import cross_fitted_margins
 from trl_capo.study.methods import METHODS, EvaluatedPairs, StudyTrainer
 from trl_capo.study.plan import RESULT
 from trl_capo.study.results import ALL, MARGINS
@@ -68,6 +70,26 @@ def add_noise(train: Dataset, settings: Mapping[str, Any]) -> tuple[Dataset, dic
     return train, {ALL: float(noisy.mean())} | shares
 
 
+def add_witness(noisy: Dataset, clean: Dataset, settings: Mapping[str, Any], memory: Path) -> Dataset:
+    """Annotate the pairs of a run for `witness: probe`; runs with flips share the states of the clean pairs."""
+    shared, training = settings["shared"], settings["shared"]["training"]
+    limits = {name: training[name] for name in ("per_device_eval_batch_size", "max_length") if name in training}
+    reference = ReferenceArguments(shared["model_name_or_path"], dtype=shared["model"].get("dtype", "auto"), **limits)
+    if settings["inject"]["kind"] == "wrong_language":
+        return annotate(noisy, reference)
+    file = memory / f"states-{len(clean)}.npz"
+    if not file.is_file():
+        kept, states = read_states(clean, reference)
+        memory.mkdir(parents=True, exist_ok=True)
+        np.savez(unfinished := file.with_name(f"{os.getpid()}.npz"), kept=kept, states=states.numpy())
+        os.replace(unfinished, file)
+    with np.load(file) as arrays:
+        kept, states = arrays["kept"], arrays["states"]
+    margins, signs = np.full(len(kept), np.nan), np.where(np.array(noisy[IS_NOISY][:], dtype=bool)[kept], -1.0, 1.0)
+    margins[kept] = cross_fitted_margins(torch.tensor(states * signs[:, None], dtype=torch.float32)).numpy()
+    return add_probe(noisy, margins)
+
+
 def training_args(settings: Mapping[str, Any], pairs: int, noise: float, folder: Path) -> tuple[CAPOConfig, dict]:
     """Return the `CAPOConfig` of a run and its method's own options; "true_rate" becomes `noise`, a share of pairs."""
     shared, method = settings["shared"], METHODS[settings["options"]["method"]]
@@ -87,9 +109,12 @@ def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train and evaluate, write the margins into the folder, and return the content of `result.json`."""
     shared, method = settings["shared"], METHODS[settings["options"]["method"]]
     parts = read_parts(shared)
-    parts["train"], shares = add_noise(parts["train"], settings)
+    clean, memory = parts["train"], folder.parents[1] / "memory"
+    parts["train"], shares = add_noise(clean, settings)
+    if settings["options"].get("witness") == PROBE:
+        parts["train"] = add_witness(parts["train"], clean, settings, memory)
     args, own = training_args(settings, len(parts["train"]), shares[ALL], folder)
-    caches = [SequenceCache(folder.parents[1] / "memory" / f"{name}.safetensors") for name in ("references", "hidden")]
+    caches = [SequenceCache(memory / f"{name}.safetensors") for name in ("references", "hidden")]
     torch.manual_seed(args.seed)
     model = AutoModelForCausalLM.from_pretrained(shared["model_name_or_path"], **shared["model"])
     if shared["remember_frozen_layers"]:

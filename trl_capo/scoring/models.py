@@ -3,7 +3,7 @@
 TRL's fused head avoids a tensor of the size of the vocabulary. Several processes divide the batches among themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,39 +80,50 @@ def _call_with_logits(model: Any, input_ids: Tensor, attention_mask: Tensor, lab
     return SimpleNamespace(log_probs=-losses)
 
 
-@torch.no_grad()
-def answer_log_probs(
-    model: Any, pairs: Sequence[TokenisedPair], batch_size: int, max_length: int | None, name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Score both answers of N pairs, `batch_size` at a time, with a model that `load_model` returned.
+def batches(
+    pairs: Sequence[TokenisedPair], batch_size: int, max_length: int | None, name: str
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Yield this process's batches: B numbers of pairs, and the padded sequences of their 2B answers, chosen first.
 
-    Sequences of more than `max_length` tokens are cut at the end, as in TRL; `name` is for messages. Returns (N, 2)
-    log-probabilities in nats, chosen and rejected, and (N, 2) numbers of tokens, on every process. Raises ValueError
-    if a log-probability is not finite.
+    Sequences of more than `max_length` tokens are cut at the end, as in TRL; longer ones come first. Labels are -100
+    outside of answers. `name` is for the progress bar.
     """
 
     def pad(rows: list[list[int]], value: int) -> Tensor:
         tensors = [torch.tensor(row, device=state.device) for row in rows]
         return pad_sequence(tensors, batch_first=True, padding_value=value)
 
+    state = processes()
     sequences = [[((prompt + ids)[:max_length], len(prompt)) for ids in answers] for prompt, *answers in pairs]
     order = sorted(range(len(pairs)), key=lambda index: -max(len(ids) for ids, _ in sequences[index]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    starts = range(0, len(order), batch_size)[state.process_index :: state.num_processes]
+    for start in tqdm(starts, desc=f"Scoring {name}", unit="batch", disable=not state.is_main_process):
+        batch = order[start : start + batch_size]
+        rows = [sequences[index][side] for side in (0, 1) for index in batch]
+        yield (
+            batch,
+            {
+                "input_ids": pad([ids for ids, _ in rows], 0),  # padding is masked, so any token will do
+                "attention_mask": pad([[1] * len(ids) for ids, _ in rows], 0),
+                "labels": pad([[-100] * start + ids[start:] for ids, start in rows], -100),
+            },
+        )
+
+
+@torch.no_grad()
+def answer_log_probs(
+    model: Any, pairs: Sequence[TokenisedPair], batch_size: int, max_length: int | None, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score both answers of N pairs in `batches`, with a model that `load_model` returned.
+
+    Returns (N, 2) log-probabilities in nats, chosen and rejected, and (N, 2) numbers of tokens, on every process.
+    Raises ValueError if a log-probability is not finite.
+    """
     is_adapted = isinstance(model.get_output_embeddings(), BaseTunerLayer | TrainableTokensWrapper)
     needs_logits = is_adapted or getattr(model, "peft_type", None) in (PeftType.ADALORA, PeftType.CPT)
-    call = _call_with_logits if needs_logits else PaddingFree(model)
-    state, scored = processes(), []
-    own_batches = batches[state.process_index :: state.num_processes]
-    for batch in tqdm(own_batches, desc=f"Scoring {name}", unit="batch", disable=not state.is_main_process):
-        rows = [sequences[index][side] for side in (0, 1) for index in batch]
-        outputs = call(
-            model,
-            input_ids=pad([ids for ids, _ in rows], 0),  # padding is masked, so any token will do
-            attention_mask=pad([[1] * len(ids) for ids, _ in rows], 0),
-            labels=pad([[-100] * start + ids[start:] for ids, start in rows], -100),
-            use_cache=False,
-            fused_lm_head=True,
-        )
+    call, scored = _call_with_logits if needs_logits else PaddingFree(model), []
+    for batch, inputs in batches(pairs, batch_size, max_length, name):
+        outputs = call(model, **inputs, use_cache=False, fused_lm_head=True)
         scored.append((batch, outputs.log_probs.double().sum(dim=1).view(2, -1).T.tolist()))
     log_probs = np.zeros((len(pairs), 2))
     for batch, values in gather_object(scored):
@@ -120,4 +131,7 @@ def answer_log_probs(
     if not np.isfinite(log_probs).all():
         raise ValueError(f"{name!r}: {(~np.isfinite(log_probs)).sum():,} log-probabilities are not finite.")
     # Nothing predicts the very first token.
-    return log_probs, np.array([[len(ids) - max(start, 1) for ids, start in pair] for pair in sequences])
+    lengths = [
+        [len((prompt + ids)[:max_length]) - max(len(prompt), 1) for ids in answers] for prompt, *answers in pairs
+    ]
+    return log_probs, np.array(lengths)

@@ -1,0 +1,1 @@
+"""Load models, score answers, and rank labels by a reference's hidden states."""

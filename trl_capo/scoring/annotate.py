@@ -1,0 +1,94 @@
+"""`trl-capo annotate`: write into preference pairs how far a reference model speaks for each label, before training.
+
+trl-capo annotate --model_name_or_path MODEL --dataset_name pairs.jsonl --output_dir annotated
+trl-capo train --config FILE --dataset_name annotated --witness probe
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from accelerate.utils.memory import clear_device_cache
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from transformers.hf_argparser import HfArg
+
+from trl_capo.common.command import parse, processes, run
+from trl_capo.data import edit
+from trl_capo.data.load import check_pairs
+from trl_capo.data.tokenise import tokenise_all
+from trl_capo.scoring.models import load_model, resolve_model
+from trl_capo.scoring.probe import cross_fitted_margins, state_differences
+
+PROG, PROBE = "trl-capo annotate", "probe"
+
+
+@dataclass
+class ReferenceArguments:
+    """The model whose hidden states are read: the one that training starts from."""
+
+    model_name_or_path: str = HfArg(help="A model or LoRA adapter: a folder or a hub name.")
+    per_device_eval_batch_size: int = HfArg(default=8, help="Pairs per batch.")
+    max_length: int | None = HfArg(default=1024, help="Longer sequences are cut at the end, in tokens.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = HfArg(default="auto", help="auto: the checkpoint's.")
+    load_in_4bit: bool = HfArg(default=False, help="Load the model in 4 bits (bitsandbytes NF4).")
+    trust_remote_code: bool = HfArg(default=False, help="Run the code of models on the hub.")
+
+
+def annotate(dataset: Dataset, args: ReferenceArguments) -> Dataset:
+    """Return the pairs with the columns `probe_chosen` and `probe_rejected`, in log-odds, for `witness="probe"`.
+
+    Their difference is positive where a linear reward on the model's hidden states, fitted to the labels of other
+    pairs, agrees with the label; it is null if the prompt alone fills `max_length`. Existing columns are replaced.
+    Raises ValueError if the model cannot be loaded, or there are fewer than 50 pairs that fit.
+    """
+    kept, states = read_states(dataset, args)
+    margins = np.full(len(kept), np.nan)
+    margins[kept] = cross_fitted_margins(states).numpy()
+    return add_probe(dataset, margins)
+
+
+def read_states(dataset: Dataset, args: ReferenceArguments) -> tuple[np.ndarray, Tensor]:
+    """Return which of the N pairs fit into `max_length`, (N,), and `state_differences` of the K that do."""
+    if isinstance(dataset, IterableDataset):
+        raise ValueError("annotate: a stream cannot be annotated, because every pair is judged by the others.")
+    source = resolve_model(args.model_name_or_path, "model_name_or_path", args.trust_remote_code)
+    pairs = tokenise_all(dataset, source.tokenizer, args.max_length, source.name)
+    kept = np.array([pair is not None for pair in pairs])
+    if kept.sum() < 50:
+        raise ValueError(f"annotate: {kept.sum()} pairs are too few to judge each by the others. Give 50 or more.")
+    model = load_model(source, args.dtype, args.load_in_4bit, args.trust_remote_code)
+    fitting = [pair for pair in pairs if pair is not None]
+    states = state_differences(model, fitting, args.per_device_eval_batch_size, args.max_length, source.name)
+    del model
+    clear_device_cache(garbage_collection=True)
+    return kept, states
+
+
+def add_probe(dataset: Dataset, margins: np.ndarray) -> Dataset:
+    """Add (N,) margins as two columns, which flips of the labels swap."""
+    for name, sign in (("chosen", 0.5), ("rejected", -0.5)):
+        column = f"{PROBE}_{name}"
+        dataset = dataset.remove_columns([column] if column in dataset.column_names else [])
+        values = [None if value != value else sign * value for value in margins.tolist()]
+        dataset = dataset.add_column(column, values)
+    return dataset
+
+
+def main(argv: Sequence[str]) -> int:
+    return run(PROG, _run, argv)
+
+
+def _run(argv: Sequence[str]) -> None:
+    data, reference = parse(argv, (edit.EditArguments, ReferenceArguments), PROG)
+    splits, dataset = edit.load_splits(data)
+    for warning in check_pairs(dataset, data.dataset_name):
+        print(warning)
+    processes()
+    annotated = annotate(dataset, reference)
+    margins = np.array(annotated[f"{PROBE}_chosen"][:], dtype=float)
+    record = edit.count_changes(data, dataset, pd.DataFrame({"contradicted": margins < 0}), ("contradicted", "%"))
+    splits = {**splits, data.dataset_split: annotated}
+    edit.save_splits(data, splits, {"annotate.json": record | asdict(reference)})

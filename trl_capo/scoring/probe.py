@@ -1,0 +1,76 @@
+"""Rank preference labels before training, by a linear reward model on the hidden states of a reference: the probe.
+
+A logistic regression of the labels on the difference of the answers' states is a Bradley-Terry model whose reward is
+linear in them. Each pair is judged by a fit to other pairs (cross-fitting), so that its own label cannot speak for
+itself; compare the out-of-sample probabilities of confident learning (Northcutt et al. 2021, arXiv 1911.00068).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from trl_capo.data.tokenise import TokenisedPair
+from trl_capo.scoring.models import batches
+
+DEPTHS = (1 / 2, 5 / 6, 1)  # of the layers whose output is read; 1 is the last one
+COMPONENTS, FOLDS = 256, 5  # principal components of the states; parts of the data, each judged by the others
+RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # inverse variances of the weights, of which one is selected
+NEWTON_STEPS = 30
+
+
+@torch.no_grad()
+def state_differences(
+    model: Any, pairs: Sequence[TokenisedPair], batch_size: int, max_length: int | None, name: str
+) -> Tensor:
+    """Return the mean hidden states of the chosen answers' tokens less those of the rejected ones', (N, 3H) float32.
+
+    The arguments are those of `answer_log_probs`; every process returns the states of all N pairs.
+    """
+    decoder, found = model.get_decoder(), []
+    for batch, inputs in batches(pairs, batch_size, max_length, name):
+        answers = (inputs.pop("labels") != -100)[:, :, None]
+        layers = decoder(**inputs, use_cache=False, output_hidden_states=True).hidden_states
+        layers = [layers[round(depth * (len(layers) - 1))].float() for depth in DEPTHS]
+        means = torch.cat([(states * answers).sum(dim=1) / answers.sum(dim=1) for states in layers], dim=1)
+        chosen, rejected = means.chunk(2)
+        found.append((batch, (chosen - rejected).cpu()))
+    found = gather_object(found)
+    states = torch.empty(len(pairs), found[0][1].shape[1])
+    for batch, values in found:
+        states[batch] = values
+    return states
+
+
+def cross_fitted_margins(states: Tensor) -> Tensor:
+    """Judge N pairs by linear rewards, fitted to other pairs, of (N, D) differences: (N,) margins in log-odds.
+
+    A positive margin speaks for the label. Of `RIDGES` the one with the best likelihood of the judged labels is used.
+    """
+    scaled = states / states.std(dim=0, correction=0).clamp(min=1e-6) / states.shape[1] ** 0.5
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        folds = torch.randperm(len(scaled)) % FOLDS
+        _, _, components = torch.svd_lowrank(scaled, min(COMPONENTS, *scaled.shape), niter=4)
+    inputs, margins = (scaled @ components).double(), []
+    for ridge in RIDGES:
+        margins.append(torch.zeros(len(inputs), dtype=torch.float64))
+        for fold in range(FOLDS):
+            margins[-1][folds == fold] = inputs[folds == fold] @ _fit(inputs[folds != fold], ridge)
+    return min(margins, key=lambda found: -torch.nn.functional.logsigmoid(found).sum()).float()
+
+
+def _fit(inputs: Tensor, ridge: float) -> Tensor:
+    """Return the (D,) weights that minimise -sum log sigmoid(inputs @ w) + ridge/2 |w|^2, by Newton's method."""
+    weights = inputs.new_zeros(inputs.shape[1])
+    for _ in range(NEWTON_STEPS):
+        wrong = torch.sigmoid(-inputs @ weights)
+        curvature = (inputs.T * (wrong * (1.0 - wrong))) @ inputs
+        curvature.diagonal().add_(ridge)
+        step = torch.linalg.solve(curvature, inputs.T @ wrong - ridge * weights)
+        weights = weights + step
+        if step.abs().max() <= 1e-6 * weights.abs().max():
+            break
+    return weights
