@@ -40,7 +40,7 @@ _PAIR_LOG = "Log every pair of every step for `trl-capo audit`: true for output_
 @dataclass
 class TrainArguments:
     pair_log: str | None = field(default=None, metadata={"nargs": "?", "const": "true", "help": _PAIR_LOG})
-    dry_run: bool = field(default=False, metadata={"help": "Print a report on options, data and memory instead."})
+    dry_run: bool = field(default=False, metadata={"help": "Print a report on options and data instead."})
 
 
 ARGUMENT_TYPES = (ScriptArguments, CAPOConfig, ModelConfig, DatasetMixtureConfig, NoiseArguments, TrainArguments)

@@ -1,4 +1,4 @@
-"""`trl-capo train --dry_run`: check the options and the data of a training run, and estimate its steps and memory.
+"""`trl-capo train --dry_run`: check the options and the data of a training run, and count its steps.
 
 Nothing is trained or written, and no weights are loaded: config and tokenizer stand for the model. The first error
 ends the dry run. Not covered: what only the trainer's constructor or training itself can refuse.
@@ -8,17 +8,17 @@ import math
 import textwrap
 from collections.abc import Sequence
 from os.path import isfile
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
+import transformers
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer
-from trl import ModelConfig, get_peft_config
+from peft import PeftConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from trl import get_peft_config
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 from trl_capo.common.command import model_problem, parse_with_rest, processes, run
@@ -29,10 +29,8 @@ from trl_capo.data.load import check_pairs
 from trl_capo.data.tokenise import ALL_PAIRS, length_table, length_warnings, measure_lengths
 from trl_capo.train.card import changed_options
 from trl_capo.train.command import ARGUMENT_TYPES, PROG, load_data
-from trl_capo.train.memory import estimate, model_shape
 
 STREAM_ROWS = 1000
-FULL = 0.9  # an estimate above this share of the memory is a warning
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +42,7 @@ def dry_run(argv: Sequence[str]) -> None:
     parsed, launch_options = parse_with_rest(argv, ARGUMENT_TYPES, PROG)
     processes()
     script_args, args, model_args, dataset_args, noise_args, *_ = parsed
-    launch = launched_processes(launch_options)
+    launched = launched_processes(launch_options)
     _show("Settings", [", ".join(changed_options(parsed))])
     train, evaluation = load_data(script_args, args, dataset_args, noise_args)
     pairs = train if isinstance(train, Dataset) else Dataset.from_list(list(train.take(STREAM_ROWS)))
@@ -70,10 +68,10 @@ def dry_run(argv: Sequence[str]) -> None:
         labels = find_groups(evaluation, args.group_column, "eval_dataset")[1]
         there = measure_lengths(evaluation, labels, tokenizer, name, args.max_length, "eval_dataset")
         warnings += [f"eval_dataset: {line}" for line in length_warnings(there, args.max_length, drops=drops)]
-    longest, too_long = map(int, lengths.loc[ALL_PAIRS, ["longest", "too_long"]])
-    known = len(pairs) - drops * too_long if pairs is train else None
-    _show("Steps", [_steps(args, known, launch["processes"])])
-    _show("Memory", _memory(args, model_args, config, min(longest, args.max_length or longest), launch, warnings))
+    known = len(pairs) - drops * int(lengths.loc[ALL_PAIRS, "too_long"]) if pairs is train else None
+    _show("Steps", [_steps(args, known, launched)])
+    if model_args.use_peft:
+        _check_adapter(config, get_peft_config(model_args))
     _show("Warnings", [f"- {warning}" for warning in warnings])
     print(f"Dry run: no error, {count(len(warnings), 'warning')}. Nothing was trained or written.")
 
@@ -87,16 +85,11 @@ def _evidence(pairs: Dataset, labels: Sequence[str] | None, witness: str) -> str
     return f"evidence about noise: {count(int(trusted.sum()), 'trusted label')}{spread}{hint}; witness: {witness}"
 
 
-def launched_processes(words: Sequence[str]) -> dict[str, Any]:
-    """Return how many `processes` these options of `accelerate launch` start, and their `sharding` of the model."""
+def launched_processes(words: Sequence[str]) -> int:
+    """Return how many processes these options of `accelerate launch` start."""
     args = launch_command_parser().parse_args([*resolve_accelerate_config_argument(list(words)), "none.py"])
     file = vars(load_config_from_file(args.config_file)) if args.config_file or isfile(default_config_file) else {}
-    number, kind = args.num_processes or file.get("num_processes") or 1, file.get("distributed_type")
-    sharding = "fsdp2" if args.use_fsdp or kind == "FSDP" else "ddp" if number > 1 else "none"
-    if args.use_deepspeed or kind == "DEEPSPEED":
-        stage = args.zero_stage or (file.get("deepspeed_config") or {}).get("zero_stage")
-        sharding = "zero3" if stage == 3 else "zero2"
-    return {"processes": number, "sharding": sharding}
+    return args.num_processes or file.get("num_processes") or 1
 
 
 def _show(title: str, lines: Sequence[str]) -> None:
@@ -127,31 +120,12 @@ def _steps(args: CAPOConfig, pairs: int | None, processes: int) -> str:
     return f"{count(steps, 'optimiser step')} of {count(size, 'pair')} ({parts}), {epochs}"
 
 
-def _memory(args: CAPOConfig, model_args: ModelConfig, config: Any, tokens: int, launch: dict, warnings: list) -> list:
-    """Describe the estimate, and add a warning if this machine has too little memory."""
-    try:
-        shape = model_shape(config)
-    except (AttributeError, ValueError) as error:  # no attention, or code of its own
-        return [f"unknown, since the estimate does not cover this model ({error})"]
-    shape = model_shape(config, get_peft_config(model_args)) if model_args.use_peft else shape
-    dtype = (args.model_init_kwargs or {}).get("dtype", model_args.dtype)
-    dtype = config.dtype or torch.float32 if dtype in (None, "auto") else getattr(torch, dtype)
-    sizes = estimate(shape, args, model_args, tokens=tokens, weight_bytes=dtype.itemsize, **launch)
-    total = sum(sizes.values())
-    memory = psutil.virtual_memory().total // launch["processes"] if args.use_cpu else math.inf
-    if torch.cuda.is_available() and not args.use_cpu:
-        memory = torch.cuda.mem_get_info()[1]
-    if total > FULL * memory:
-        warnings.append(
-            f"the run needs about {_size(total)} per device of {_size(memory)}. Try a smaller max_length or "
-            "per_device_train_batch_size, gradient_checkpointing, precompute_ref_log_probs, LoRA or sharding."
-        )
-    return [
-        f"about {_size(total)} per device, at {count(args.per_device_train_batch_size, 'pair')} of {tokens:,} tokens",
-        f"{shape.parameters:,} parameters" + (f", and {shape.adapter:,} in adapters" if shape.adapter else ""),
-        ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size >= total / 100),
-    ]
-
-
-def _size(number: float) -> str:
-    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"
+def _check_adapter(config: PretrainedConfig, adapter: PeftConfig) -> None:
+    """Raise `ValueError` if the adapter does not fit the model, which is built without weights."""
+    architecture = getattr(transformers, (config.architectures or [""])[0], None)
+    with torch.device("meta"):
+        try:
+            model = AutoModelForCausalLM.from_config(config) if architecture is None else architecture(config)
+        except (AttributeError, ValueError):  # code of its own
+            return
+        get_peft_model(model, adapter)
