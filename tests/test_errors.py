@@ -67,7 +67,6 @@ MISTAKES = {
     "dry_run_unknown_option": ("train --dry_run", {"beat": 0.3}, "--beat. Did you mean --beta?"),
     "dry_run_endless": ("train --dry_run", {"dataset_streaming": True, "max_steps": -1}, "max_steps: a stream has no"),
     "dry_run_no_batch": ("train --dry_run", {"max_steps": -1, "dataloader_drop_last": True} | SIZE, "few for a batch"),
-    "dry_run_no_module": ("train --dry_run", {"use_peft": True, "lora_target_modules": ["nothing"]}, "nothing"),
     "evaluate_missing_model": ("evaluate", {"model_name_or_path": "/no/such"}, "model_name_or_path='/no/such'"),
     "evaluate_missing_column": ("evaluate", {"also_by": ["topic"]}, "also_by='topic'"),
     "evaluate_no_beta": ("evaluate", {"beta": 0}, "beta"),

@@ -22,7 +22,7 @@ from trl_capo.data.tokenise import tokenise_all
 from trl_capo.scoring.models import load_model, resolve_model
 from trl_capo.scoring.probe import cross_fitted_margins, state_differences
 
-PROG, PROBE = "trl-capo annotate", "probe"
+PROG, PROBE, MIN_PAIRS = "trl-capo annotate", "probe", 20
 
 
 @dataclass
@@ -42,7 +42,7 @@ def annotate(dataset: Dataset, args: ReferenceArguments) -> Dataset:
 
     Their difference is positive where a linear reward on the model's hidden states, fitted to the labels of other
     pairs, agrees with the label; it is null if the prompt alone fills `max_length`. Existing columns are replaced.
-    Raises ValueError if the model cannot be loaded, or there are fewer than 50 pairs that fit.
+    Raises ValueError if the model cannot be loaded, or there are fewer than 20 pairs that fit.
     """
     kept, states = read_states(dataset, args)
     margins = np.full(len(kept), np.nan)
@@ -57,8 +57,8 @@ def read_states(dataset: Dataset, args: ReferenceArguments) -> tuple[np.ndarray,
     source = resolve_model(args.model_name_or_path, "model_name_or_path", args.trust_remote_code)
     pairs = tokenise_all(dataset, source.tokenizer, args.max_length, source.name)
     kept = np.array([pair is not None for pair in pairs])
-    if kept.sum() < 50:
-        raise ValueError(f"annotate: {kept.sum()} pairs are too few to judge each by the others. Give 50 or more.")
+    if kept.sum() < MIN_PAIRS:
+        raise ValueError(f"annotate: {kept.sum()} pairs that fit are too few. Give {MIN_PAIRS} or more, better 1,000.")
     model = load_model(source, args.dtype, args.load_in_4bit, args.trust_remote_code)
     fitting = [pair for pair in pairs if pair is not None]
     states = state_differences(model, fitting, args.per_device_eval_batch_size, args.max_length, source.name)

@@ -27,6 +27,7 @@ from trl_capo.core.pairs import PAIR, find_groups
 from trl_capo.data.load import check_pairs, load_mixture, load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, NoiseArguments, inject_noise
 from trl_capo.data.tokenise import BAD_ROW, length_warnings, summarise_lengths, tokenise_rows
+from trl_capo.scoring.annotate import PROBE, ReferenceArguments, annotate
 from trl_capo.train.card import CardTrainer
 
 logger = get_logger(__name__)
@@ -34,12 +35,14 @@ logger = get_logger(__name__)
 PROG = "trl-capo train"
 USAGE = f"{PROG} [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
 CHECKED_ROWS = 100  # that are tokenised before the model loads
+_ANNOTATE = "Judge every label by the model's hidden states before training, as `trl-capo annotate` does."
 _PAIR_LOG = "Log every pair of every step for `trl-capo audit`: true for output_dir/pair_log, or the name of a folder."
 
 
 @dataclass
 class TrainArguments:
     pair_log: str | None = field(default=None, metadata={"nargs": "?", "const": "true", "help": _PAIR_LOG})
+    annotate: bool = field(default=False, metadata={"help": _ANNOTATE})
     dry_run: bool = field(default=False, metadata={"help": "Print a report on options and data instead."})
 
 
@@ -87,6 +90,11 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
     elif not Path(resume, TRAINER_STATE_NAME).is_file():
         raise ValueError(f"resume_from_checkpoint={resume!r} is no checkpoint. `true` finds the last complete one.")
     train_dataset, eval_dataset = load_data(script_args, args, dataset_args, noise_args)
+    if own_args.annotate:
+        args.witness, options = PROBE, {"dtype": model_args.dtype, "load_in_4bit": model_args.load_in_4bit}
+        options |= {name: getattr(args, name) for name in ("per_device_eval_batch_size", "max_length")}
+        reference = ReferenceArguments(model, **options, trust_remote_code=args.trust_remote_code)
+        train_dataset = annotate(train_dataset, reference)
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
     if processes().is_local_main_process:
         for warning in (line for name, rows in data.items() if rows is not None for line in check_pairs(rows, name)):

@@ -11,14 +11,10 @@ from os.path import isfile
 
 import numpy as np
 import pandas as pd
-import torch
-import transformers
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
-from peft import PeftConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
-from trl import get_peft_config
+from transformers import AutoConfig, AutoTokenizer
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 from trl_capo.common.command import model_problem, parse_with_rest, processes, run
@@ -27,6 +23,7 @@ from trl_capo.core.config import CAPOConfig
 from trl_capo.core.pairs import TRUSTED, PairIndex, find_groups
 from trl_capo.data.load import check_pairs
 from trl_capo.data.tokenise import ALL_PAIRS, length_table, length_warnings, measure_lengths
+from trl_capo.scoring.annotate import PROBE
 from trl_capo.train.card import changed_options
 from trl_capo.train.command import ARGUMENT_TYPES, PROG, load_data
 
@@ -41,7 +38,7 @@ def dry_run(argv: Sequence[str]) -> None:
     """Check the options and print the report; raise what `run` handles for an error."""
     parsed, launch_options = parse_with_rest(argv, ARGUMENT_TYPES, PROG)
     processes()
-    script_args, args, model_args, dataset_args, noise_args, *_ = parsed
+    script_args, args, model_args, dataset_args, noise_args, own_args = parsed
     launched = launched_processes(launch_options)
     _show("Settings", [", ".join(changed_options(parsed))])
     train, evaluation = load_data(script_args, args, dataset_args, noise_args)
@@ -52,12 +49,13 @@ def dry_run(argv: Sequence[str]) -> None:
     column, labels = find_groups(pairs, args.group_column, "train_dataset")
     where = "" if pairs is train else " at the start of a stream"
     groups = f" in {count(len(set(labels)), 'group')} by {column}" if labels else ""
-    evidence = [_evidence(pairs, labels, args.witness)] if args.noise_rate == "auto" else []
+    witness = PROBE if own_args.annotate else args.witness
+    evidence = [_evidence(pairs, labels, witness)] if args.noise_rate == "auto" else []
     _show("Data", [count(len(pairs), "training pair") + where + groups, *evidence])
     name, hub = model_args.model_name_or_path, {"revision": model_args.model_revision}
     hub["trust_remote_code"] = args.trust_remote_code
     try:
-        config, tokenizer = (part.from_pretrained(name, **hub) for part in (AutoConfig, AutoTokenizer))
+        _, tokenizer = (part.from_pretrained(name, **hub) for part in (AutoConfig, AutoTokenizer))
     except (OSError, ValueError) as error:
         raise ValueError(f"model_name_or_path={name!r}: {model_problem(name, error)}") from error
     lengths = measure_lengths(pairs, labels, tokenizer, name, args.max_length, "train_dataset")
@@ -70,8 +68,6 @@ def dry_run(argv: Sequence[str]) -> None:
         warnings += [f"eval_dataset: {line}" for line in length_warnings(there, args.max_length, drops=drops)]
     known = len(pairs) - drops * int(lengths.loc[ALL_PAIRS, "too_long"]) if pairs is train else None
     _show("Steps", [_steps(args, known, launched)])
-    if model_args.use_peft:
-        _check_adapter(config, get_peft_config(model_args))
     _show("Warnings", [f"- {warning}" for warning in warnings])
     print(f"Dry run: no error, {count(len(warnings), 'warning')}. Nothing was trained or written.")
 
@@ -118,14 +114,3 @@ def _steps(args: CAPOConfig, pairs: int | None, processes: int) -> str:
     epochs = "from a stream" if pairs is None else f"{steps * size / pairs:.1f} epochs of {count(pairs, 'pair')}"
     parts = f"{batch} per device x {accumulated} accumulated x {processes} process{'' if processes == 1 else 'es'}"
     return f"{count(steps, 'optimiser step')} of {count(size, 'pair')} ({parts}), {epochs}"
-
-
-def _check_adapter(config: PretrainedConfig, adapter: PeftConfig) -> None:
-    """Raise `ValueError` if the adapter does not fit the model, which is built without weights."""
-    architecture = getattr(transformers, (config.architectures or [""])[0], None)
-    with torch.device("meta"):
-        try:
-            model = AutoModelForCausalLM.from_config(config) if architecture is None else architecture(config)
-        except (AttributeError, ValueError):  # code of its own
-            return
-        get_peft_model(model, adapter)
