@@ -1,7 +1,7 @@
 """Compare scores of label errors on the pair logs of a study's runs, in which the wrong labels are known.
 
     trl-capo study --config configs/study/audit.yaml    # or another study with `pair_log: true` under `training`
-    python scripts/research/compare_audit_scores.py demo/study/audit/runs/no_reference-*-seed*
+    python scripts/research/compare_audit_scores.py demo/study/audit/runs/capo-*-seed*
 
 Run it where the study was run, to which the names of the data are relative. It prints Markdown tables of means over
 runs (lowest to highest); 95 % intervals over runs and pairs are in brackets.

@@ -1,7 +1,7 @@
 """Measure how much of the loss from wrong labels an audit recovers: train DPO on right, noisy and cleaned labels.
 
     trl-capo study --config configs/study/audit.yaml    # or another study of flips with `pair_log: true`
-    python scripts/research/measure_recovery.py demo/study/audit/runs/no_reference-*-seed* --flip_above 0.5
+    python scripts/research/measure_recovery.py demo/study/audit/runs/capo-*-seed* --flip_above 0.5
 
 Run it where the study was run. For every run it audits the log, cleans the labels by the rules, and trains DPO with
 the study's model and options, unless the study's folder `recovery` holds that run already. It prints one line per

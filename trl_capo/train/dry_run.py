@@ -78,6 +78,7 @@ def _evidence(pairs: Dataset, labels: Sequence[str] | None, witness: str) -> str
     by_group = pd.Series(trusted).groupby(np.array(labels or [""] * len(pairs))).sum()
     hint = "" if by_group.min() >= 10 else "; 10 to 20 checked labels per group help if many labels are wrong"
     spread = f", {by_group.min()} to {by_group.max()} per group" if labels and trusted.any() else ""
+    witness += ", but --annotate can make one" if witness == "none" else ""
     return f"evidence about noise: {count(int(trusted.sum()), 'trusted label')}{spread}{hint}; witness: {witness}"
 
 
