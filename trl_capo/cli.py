@@ -22,7 +22,7 @@ COMMANDS = LAUNCHED | {
     "noise": "inject noise of a known kind and amount into preference pairs",
     "clean": "remove or repair the pairs whose labels were found to be wrong",
     "annotate": "judge every label by the hidden states of a model, before training",
-    "audit": "rank the pairs of a run by how likely their labels are wrong",
+    "audit": "rank pairs by how likely their labels are wrong, before or after training",
     "study": "compare methods under noise: a grid of runs, a table, a report and plots",
 }
 MODULES = {"noise": "trl_capo.data.noise", "clean": "trl_capo.data.clean", "annotate": "trl_capo.scoring.annotate"}

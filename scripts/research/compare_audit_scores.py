@@ -120,7 +120,9 @@ def compare(runs: list[AuditedRun]) -> None:
     for run in runs:
         pairs, languages = run.dynamics.pairs, run.dynamics.pairs["group"].to_numpy(object)
         wrong = np.array(run.noisy[IS_NOISY][:])[pairs.index]
-        errors = {name: estimate_label_errors(run.dynamics, name) for name in ("mean_margin", "first_margin")}
+        first = run.dynamics._replace(pairs=pairs.assign(mean_margin=pairs["first_margin"]))
+        dynamics = {"mean_margin": run.dynamics, "first_margin": first}
+        errors = {name: estimate_label_errors(seen, run.noisy) for name, seen in dynamics.items()}  # with any probe
         columns = {name: score(pairs).to_numpy(float) for name, score in SCORES.items()}
         for name, found in errors.items():
             columns[f"posterior from {name}"] = found.pairs["log_odds"].sort_index().to_numpy()
@@ -130,11 +132,9 @@ def compare(runs: list[AuditedRun]) -> None:
             worst = min(found, key=found.get, default=None)
             ranked.setdefault(name, []).append(ranking(scores, wrong, languages == worst))
         groups = errors["mean_margin"].groups.assign(true=pd.Series(wrong, pairs.index).groupby(pairs["group"]).mean())
-        groups["at first sight"] = errors["first_margin"].groups["mixture_rate"]
         sizes = pairs["group"].value_counts()
         groups = groups[sizes.reindex(groups.index) >= min(MIN_PAIRS, sizes.max())]
-        names = {"mixture": "mixture_rate", "CAPO's": "training_rate", "both, the audit's": "rate"}
-        for name, column in (names | {"mixture, first pass only": "at first sight"}).items():
+        for name, column in (("CAPO's", "training_rate"), ("the audit's", "rate")):
             error = 100 * (groups[column] - groups["true"]).to_numpy()
             rated.setdefault(name, []).append([np.abs(error).mean(), np.abs(error).max(), error.mean()])
         covered += groups["true"].between(groups["low"], groups["high"]).tolist()

@@ -72,7 +72,7 @@ def train_all(folder: Path, found: AuditedRun, rules: CleanArguments, args: Reco
         (recovery / "memory").symlink_to(Path("..", "memory"))
     names = [f"right-{seed}", f"noisy-{found.settings['noise']}-{seed}", f"{given}-{folder.name}"]
     names = [f"{name.replace('/', '_')}-{args.epochs:g}ep-lr{args.learning_rate:.2e}" for name in names]
-    suspects = estimate_label_errors(found.dynamics).pairs[["score"]]
+    suspects = estimate_label_errors(found.dynamics, found.noisy).pairs[["score"]]
     cleaned, _ = clean(found.noisy, suspects=suspects, rules=rules)
     labels = [found.parts["train"], *(part.remove_columns(IS_NOISY) for part in (found.noisy, cleaned))]
     return [train_dpo(part, found, recovery / "runs" / name, args) for name, part in zip(names, labels, strict=True)]

@@ -34,16 +34,11 @@ def make_log(folder: Path, rows: list[dict], total: int, shard: int = 50, finger
     return read_log(folder)
 
 
-def two_kinds(generator: np.random.Generator, pairs: int, rate: float, distance: float = 3.0):
-    """(pairs,) margins around -distance if the label is wrong, else +distance, and which labels are wrong."""
-    wrong = generator.random(pairs) < rate
-    return np.where(wrong, -distance, distance) + generator.normal(size=pairs), wrong
-
-
 def odd_pairs(folder: Path, size: int = 90, names=("de", "sw", "日本")) -> tuple[Dynamics, Dataset, np.ndarray]:
     """Three passes of pairs with odd texts, a quarter of them mislabelled; pair 0 was never seen."""
     generator = np.random.default_rng(0)
-    margins, wrong = two_kinds(generator, size, 0.25)
+    wrong = generator.random(size) < 0.25
+    margins = np.where(wrong, -3.0, 3.0) + generator.normal(size=size)
     texts = {name: [ODD[(i + place) % 7] for i in range(size)] for place, name in enumerate(("prompt", "rejected"))}
     texts["chosen"] = [f"{ODD[(i + 2) % 7]} {i}" for i in range(size)]
     data = Dataset.from_dict(texts | {"id": list(range(size)), "is_noisy": wrong})

@@ -1,110 +1,116 @@
-"""The mixture against closed forms, the densities of SciPy, and data whose label errors are known."""
+"""Log-odds worked by hand from the fit, and audits of data whose label errors are known."""
 
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
-from audit_logs import odd_pairs, two_kinds
-from scipy.special import expit
-from scipy.stats import norm
+import torch
+from audit_logs import make_log, row
+from conftest import make_pairs
+from datasets import Dataset, DatasetDict
+from scipy.special import expit, logit, softmax
 
-from trl_capo.audit import mislabels
-
-
-def test_the_fit_is_the_likeliest_and_its_log_odds_are_those_of_scipys_densities():
-    margins, _ = two_kinds(np.random.default_rng(0), 3000, 0.3, distance=1.2)
-    bins, (counts,), _ = mislabels.histograms(margins, np.zeros(3000, int), 1)
-
-    def densities(rate, wrong, right, variance):
-        return rate * norm.pdf(bins, wrong, variance**0.5), (1 - rate) * norm.pdf(bins, right, variance**0.5)
-
-    best = [float(part) for part in mislabels.fit(bins, counts)]
-    lower, upper = densities(*best)
-    assert mislabels.component_log_odds(bins, *best) == pytest.approx(np.log(lower / upper), rel=1e-6)
-    for place in range(4):
-        for step in (-0.02, 0.02):
-            other = sum(densities(*best[:place], best[place] + step, *best[place + 1 :]))
-            assert counts @ np.log(other) < counts @ np.log(lower + upper)
+from trl_capo.audit.command import AuditArguments, audit
+from trl_capo.audit.mislabels import WEAK_SLOPE, Dynamics, auroc, estimate_label_errors, fit
+from trl_capo.common.fingerprint import fingerprint
+from trl_capo.core.noise_model import NOISE_RATES
+from trl_capo.core.noise_rate import NoiseRateEstimator
 
 
-def test_rates_and_their_errors_are_found():
-    """Where the two kinds are far apart, the error is that of a proportion."""
-    generator, rates, size = np.random.default_rng(3), [0.05, 0.2, 0.4], 2000
-    margins = np.concatenate([two_kinds(generator, size, rate, distance=5.0)[0] for rate in rates])
-    found, errors = mislabels.mixture_rates(margins, np.repeat(np.arange(3), size), 3)
-    assert found == pytest.approx(rates, abs=0.03)
-    assert errors == pytest.approx([(rate * (1 - rate) / size) ** 0.5 for rate in found], rel=0.25)
+def annotated(size: int = 600, seed: int = 0) -> tuple[Dataset, np.ndarray]:
+    """Pairs with flips at 10, 20 and 40 %, and a probe that agrees with 91 % of the true labels."""
+    generator = np.random.default_rng(seed)
+    wrong = generator.random(size) < np.resize([0.1, 0.2, 0.4], size)
+    margins = np.where(wrong, -1, 1) * generator.normal(2.0, 1.5, size)
+    data = make_pairs(size).add_column("is_noisy", wrong.tolist())
+    return data.add_column("probe_chosen", margins / 2).add_column("probe_rejected", -margins / 2), wrong
 
 
-def test_errors_of_small_groups_cover_their_true_rates():
-    """Of 22 small groups beside a large one, 1 in 20 may lie outside, or 2 by chance."""
-    generator, sizes = np.random.default_rng(6), [2000, *[1, 30] * 11]
-    parts = [two_kinds(generator, size, 0.2) for size in sizes]
-    margins, groups = np.concatenate([margins for margins, _ in parts]), np.repeat(np.arange(23), sizes)
-    found, errors = mislabels.mixture_rates(margins, groups, 23)
-    true = np.array([wrong.mean() for _, wrong in parts])
-    assert (np.abs(found - true) > 1.96 * errors)[1:].sum() <= 2
+@pytest.mark.parametrize("kinds", [("log",), ("probe",), ("log", "probe")], ids=str)
+@pytest.mark.parametrize("names", [["de", "sw"], [""]], ids=str)
+def test_log_odds_and_intervals_worked_by_hand(kinds, names):
+    """Rates are those of the last kind: the probe's, if there is one. |margin| and |probe| have medians of 2 and 4."""
+    generator, index = np.random.default_rng(1), np.arange(300) % len(names)
+    signs, trusted = np.where(generator.random(300) < 0.25, -1, 1), generator.random(300) < 0.1
+    values = {name: signs * generator.exponential(1, 300) for name in kinds}
+    values = {name: {"log": 2, "probe": 4}[name] * x / np.median(np.abs(x)) for name, x in values.items()}
+    pairs, data = pd.DataFrame({"group": np.array(names)[index]}), Dataset.from_dict({"trusted": trusted})
+    pairs = pairs.assign(mean_margin=values["log"]) if "log" in kinds else pairs
+    if "probe" in kinds:
+        data = data.add_column("probe_chosen", values["probe"]).add_column("probe_rejected", np.zeros(300))
+    found, rows, evidence = estimate_label_errors(Dynamics(pairs, {}), data), index + (len(names) > 1), 0
+    for name in kinds:
+        x = np.arcsinh(values[name] / {"log": 2, "probe": 4}[name])
+        estimator = NoiseRateEstimator(names if len(names) > 1 else [])
+        estimator.add_witness(*map(torch.tensor, (rows - 1, trusted, x.astype(np.float32))))
+        assert (estimator._slopes > 0).all()
+        evidence = evidence + estimator._slopes.numpy()[rows] * x / len(kinds)
+    rates, log_odds = estimator.noise_rates.numpy().astype(float), found.pairs.sort_index()["log_odds"].to_numpy()
+    assert log_odds == pytest.approx(logit(rates[rows]) - evidence, abs=1e-5)
+    assert found.pairs["score"].to_numpy() == pytest.approx(expit(-np.sort(-log_odds)))
+    places = np.digitize(found.pairs["score"], [0.3, 0.9])
+    assert list(found.pairs["suggestion"]) == [("keep", "look", "flip")[place] for place in places]
+    for line, group in enumerate(found.groups.itertuples(), start=len(names) > 1):
+        below = np.cumsum(softmax(estimator._carried_loglik[line].double().numpy()))
+        bounds = [next(e for e, p in zip(NOISE_RATES, below, strict=True) if p >= q) for q in (0.025, 0.975)]
+        assert [group.low, group.high] == [min(bounds[0], rates[line]), max(bounds[1], rates[line])]
 
 
-def test_every_group_gets_ten_shared_pairs():
-    """Two values far apart, so that rates are shares: 30 of 100 and 1 of 4 labels are wrong, 31 of 104 together."""
-    margins = np.repeat([-5.0, 5.0, -5.0, 5.0], [30, 70, 1, 3])
-    found, _ = mislabels.mixture_rates(margins, np.repeat([0, 1], [100, 4]), 2)
-    shared = 10 * 31 / 104
-    assert found == pytest.approx([(30 + shared) / 110, (1 + shared) / 14], abs=1e-6)
+def test_capos_rates_replace_the_logs_but_not_the_probes():
+    data, _ = annotated()
+    pairs = pd.DataFrame({"group": data["language"][:], "mean_margin": data["probe_chosen"][:]})
+    both, log = Dynamics(pairs, {"sw": 0.45}), estimate_label_errors(Dynamics(pairs, {})).groups
+    capo, probe = (estimate_label_errors(both, given).groups for given in (None, data))
+    assert capo.loc["sw", ["rate", "high", "training_rate"]].tolist() == [0.45] * 3  # the interval contains it
+    assert [capo["rate"]["de"], *probe["rate"]] == pytest.approx([log["rate"]["de"], *log["rate"]])
 
 
-def test_log_odds_fall_with_the_margin_and_average_to_the_rate():
-    margins, wrong = two_kinds(np.random.default_rng(5), 4000, 0.3)
-    log_odds = mislabels.label_log_odds(margins, np.zeros(4000, int), np.array([0.3]))
-    assert (np.diff(log_odds[np.argsort(margins)]) <= 0).all()
-    scores = expit(log_odds)
-    assert scores.mean() == pytest.approx(wrong.mean(), abs=0.02)
-    assert ((scores > 0.5) == wrong).mean() > 0.98
+def test_pairs_are_ordered_where_the_fit_finds_no_slope():
+    """In "sw", 20 signs say nothing. If no sign says anything, margins still count, and a probe does not."""
+    signs = np.where(np.random.default_rng(0).random(400) < 0.2, -1.0, 1.0)
+    x, nothing = np.append(signs, np.resize([1.0, -1.0], 20)), np.resize([1.0, -1.0], 420)
+    others = np.array(["de", "sw"], dtype=object), np.repeat([0, 1], [400, 20]), np.zeros(420, dtype=bool)
+    assert fit(x, *others)[3][400:] == pytest.approx(WEAK_SLOPE * x[400:])
+    rates, low, high, evidence = fit(nothing, *others)
+    assert (evidence.any(), low.max() < 0.05, high.min() > 0.45) == (False, True, True)
+    assert rates == pytest.approx([0.25, 0.25], abs=1e-3)
+    assert fit(nothing, *others, default=WEAK_SLOPE)[3] == pytest.approx(WEAK_SLOPE * nothing)
 
 
-@pytest.mark.parametrize("outlier", [20.0, 2000.0, -2000.0])
-def test_an_outlier_does_not_change_the_scores_of_its_group(outlier):
-    """4 wrong labels and 15 right ones, well apart, and the outlier."""
-    generator = np.random.default_rng(0)
-    margins = np.concatenate([generator.normal(-1.5, 0.5, 4), generator.normal(2.0, 0.5, 15), [outlier]])
-    log_odds = mislabels.label_log_odds(margins, np.zeros(20, int), np.array([0.2]))
-    assert ((log_odds > 0) == (margins < 0)).all()
-    assert log_odds[19] == (log_odds.max() if outlier < 0 else log_odds.min())
-
-
-@pytest.mark.parametrize("margins", [np.zeros(7), np.full(7, 3.0), np.array([2.0]), -np.arange(1.0, 8.0)], ids=str)
+@pytest.mark.parametrize("margins", [[0.0] * 7, [3.0] * 7, [2.0], [-1.0, -2.0, -3.0]], ids=str)
 def test_margins_of_one_kind_give_finite_numbers(margins):
-    """If all margins are equal, nothing is known, and the interval says so."""
-    groups = np.zeros(len(margins), int)
-    rates, errors = mislabels.mixture_rates(margins, groups, 1)
-    assert np.isfinite(mislabels.label_log_odds(margins, groups, rates)).all()
-    rates, intervals = mislabels.combine(rates, errors, np.full(1, np.nan), single_pass=False)
-    assert 0 < rates[0] < 1
-    assert (intervals.T.tolist() == [[0, 1]]) == (len(set(margins)) == 1)
+    found = estimate_label_errors(Dynamics(pd.DataFrame({"group": "", "mean_margin": margins}), {}))
+    assert np.isfinite(found.pairs["log_odds"]).all()
+    assert 0 < found.groups["low"].item() <= found.groups["rate"].item() <= found.groups["high"].item() <= 0.5
 
 
-def test_two_estimates_are_averaged_and_their_difference_widens_the_interval():
-    """Errors 0.03 and half a difference of 0.04 combine to 0.05."""
-    mixture, error, trained = np.array([0.1, 0.1, 0.01]), np.full(3, 0.03), np.array([0.18, np.nan, 0.01])
-    rates, (low, high) = mislabels.combine(mixture, error, trained, single_pass=False)
-    assert rates == pytest.approx([0.14, 0.1, 0.01])
-    assert (low[0], high[0]) == pytest.approx((0.14 - 1.96 * 0.05, 0.14 + 1.96 * 0.05), abs=1e-5)
-    assert (low[1], low[2]) == (pytest.approx(0.1 - 1.96 * 0.03, abs=1e-5), 0)
-    assert mislabels.combine(mixture, error, trained, single_pass=True)[0] == pytest.approx([0.18, 0.1, 0.01])
-
-
-def test_wrong_labels_come_first_and_suggestions_follow_the_scores(tmp_path):
-    dynamics, _, wrong = odd_pairs(tmp_path / "log")
-    pairs = mislabels.estimate_label_errors(dynamics).pairs
-    assert pairs["score"].is_monotonic_decreasing
-    assert wrong[pairs.index[: wrong[1:].sum()]].mean() > 0.95
-    for score, suggestion in zip(pairs["score"], pairs["suggestion"], strict=True):
-        assert suggestion == ("keep", "look", "flip")[(score >= 0.3) + (score >= 0.9)]
+def test_annotated_data_are_audited_with_and_without_a_log(tmp_path):
+    """The log is of the data before they were annotated; the first pair has no probe."""
+    data, wrong = annotated(1500)
+    data = data.map(lambda row, place: {} if place else {"probe_chosen": None}, with_indices=True)
+    DatasetDict(train=data).save_to_disk(tmp_path / "annotated")
+    margins = np.where(wrong, -1.0, 1.0) + np.random.default_rng(3).normal(size=1500)
+    rows = [row(pair, 0, margin, group=data["language"][pair]) for pair, margin in enumerate(margins)]
+    plain = data.remove_columns(["probe_chosen", "probe_rejected"])
+    make_log(tmp_path / "run" / "pair_log", rows, 1500, shard=1500, fingerprint=fingerprint(plain))
+    run, name = str(tmp_path / "run"), str(tmp_path / "annotated")
+    log, probe, both = audit(AuditArguments(run), plain), *(audit(AuditArguments(run, name)) for run in (None, run))
+    areas = [auroc(found.errors.pairs.sort_index()["score"], wrong) for found in (log, probe, both)]
+    assert areas[2] >= min(areas[:2])
+    assert areas[1] > 0.9
+    true = probe.errors.pairs.groupby("group")["wrong"].mean()
+    assert (probe.errors.groups["rate"] - true).abs().max() < 0.06
+    suspects = pd.read_parquet(tmp_path / "annotated-audit" / "suspects.parquet")
+    assert suspects[["pair", "epochs", "mean_confidence"]].notna().sum().tolist() == [1500, 0, 0]
+    assert set(suspects["fingerprint"]) == {fingerprint(data)}
+    assert suspects["reasons"][0][0] == "the probe, fitted to other pairs, prefers the rejected answer"
+    texts = [(found.folder / "report.md").read_text(encoding="utf-8") for found in (probe, both)]
+    assert ["Evidence: the probe" in texts[0], "run and the probe" in texts[1]] == [True, True]
 
 
 def test_auroc_is_the_share_of_pairs_in_the_right_order():
     """Wrong labels with scores of 3 and 2 beside right ones with 2 and 1: three comparisons and a half of four."""
     scores = np.array([3.0, 2.0, 2.0, 1.0])
-    assert mislabels.auroc(scores, np.array([True, True, False, False])) == 3.5 / 4
-    assert math.isnan(mislabels.auroc(scores, np.ones(4, dtype=bool)))
+    assert auroc(scores, np.array([True, True, False, False])) == 3.5 / 4
+    assert math.isnan(auroc(scores, np.ones(4, dtype=bool)))

@@ -1,7 +1,5 @@
 """The report and the plots."""
 
-from dataclasses import replace
-
 import pytest
 from audit_logs import odd_pairs
 
@@ -12,7 +10,7 @@ from trl_capo.audit.report import plot_rates, rate_table, report
 def make_errors(folder, names=("de", "sw", "日本")) -> LabelErrors:
     dynamics, _, wrong = odd_pairs(folder, names=names)
     errors = estimate_label_errors(dynamics)
-    return replace(errors, pairs=errors.pairs.assign(wrong=wrong[errors.pairs.index]))
+    return errors._replace(pairs=errors.pairs.assign(wrong=wrong[errors.pairs.index]))
 
 
 def test_a_report_shows_text_as_text(tmp_path):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,17 +25,17 @@ NOISY_GROUP = 1.25  # ratio of a group's noise rate to the overall one above whi
 
 
 def list_suspects(errors: LabelErrors, data: Dataset | None, fingerprint: str) -> pa.Table:
-    """Return a table of SCHEMA, worst first; without the data set, `id` and the texts are missing."""
+    """Return a table of SCHEMA, worst first; what neither the log nor the data set holds is null."""
     pairs, rates = errors.pairs, errors.groups["rate"]
-    noisy = rates[(rates > NOISY_GROUP * errors.overall_rate) & (rates.index != "")].to_dict()
-    columns = {
+    noisy = rates[(rates > NOISY_GROUP * rates[pairs["group"]].mean()) & (rates.index != "")].to_dict()
+    columns = {name: None for name in SCHEMA.names if name not in pairs} | {
         "pair": pairs.index,
         "group": pairs["group"].where(pairs["group"] != ""),
         "rank": range(1, len(pairs) + 1),
         "reasons": [reasons(pair, noisy.get(pair.group)) for pair in pairs.itertuples()],
-        "area_under_margin": pairs["mean_margin"],
+        "area_under_margin": pairs.get("mean_margin"),
         "fingerprint": fingerprint,
-    } | dict.fromkeys((*TEXTS, "id"))
+    }
     if data is not None:
         names = [name for name in (*TEXTS, "id") if name in data.column_names]
         texts = data.select_columns(names).with_format(None).select(pairs.index)
@@ -43,20 +44,22 @@ def list_suspects(errors: LabelErrors, data: Dataset | None, fingerprint: str) -
 
 
 def reasons(pair: Any, noise_rate: float | None = None) -> list[str]:
-    """Say what speaks for and against the label of a row of `Dynamics.pairs`; `noise_rate` is its group's, if high."""
-    sides = [("the rejected answer", pair.disagreements), ("the chosen answer", pair.agreements)]
-    side, passes = next((side for side in sides if side[1]), ("neither answer", pair.epochs))
-    first = f"(margin {pair.first_margin:+.2f})"
-    if pair.epochs == 1:
-        found = [f"before it learned from the pair, the model preferred {side} {first}"]
-    else:
-        times = f"in all {pair.epochs} passes" if passes == pair.epochs else f"in {passes} of {pair.epochs} passes"
-        found = [f"the model preferred {side} {times} (mean margin {pair.mean_margin:+.2f})"]
-        if pair.disagreements and pair.first_margin:
-            answer = "rejected" if pair.first_margin < 0 else "chosen"
-            found.append(f"before it learned from the pair, it preferred the {answer} answer {first}")
-    if pair.forgetting:
-        found.append(f"it agreed with the label and later disagreed, {count(pair.forgetting, 'time')}")
+    """Say what speaks for and against a label, a row of `LabelErrors.pairs`; `noise_rate` is its group's, if high."""
+    neither, chosen, rejected = answers = ("neither answer", "the chosen answer", "the rejected answer")
+    found = []
+    if hasattr(pair, "epochs"):
+        passes = {rejected: pair.disagreements, chosen: pair.agreements, neither: pair.epochs}
+        side, number = next((side, number) for side, number in passes.items() if number)
+        if pair.epochs > 1:
+            times = f"{'all' if number == pair.epochs else f'{number} of'} {pair.epochs} passes"
+            found.append(f"the model preferred {side} in {times} (mean margin {pair.mean_margin:+.2f})")
+        if pair.epochs == 1 or (pair.disagreements and pair.first_margin):
+            first = f"{answers[int(np.sign(pair.first_margin))]} (margin {pair.first_margin:+.2f})"
+            found.append(f"before it learned from the pair, the model preferred {first}")
+        if pair.forgetting:
+            found.append(f"it agreed with the label and later disagreed, {count(pair.forgetting, 'time')}")
+    if getattr(pair, "probe", 0):
+        found.append(f"the probe, fitted to other pairs, prefers {answers[int(np.sign(pair.probe))]}")
     if noise_rate:
         found.append(f"about {noise_rate:.0%} of the labels of {pair.group!r} look wrong")
     return found
