@@ -47,17 +47,6 @@ def test_a_second_training_continues_the_estimate(train, pairs):
     assert kept.states[3] == state != kept.states[0]
 
 
-def test_estimated_rates_scale_every_pair_by_its_group(train, pairs):
-    """Step 2 must use the estimate of step 1: the rate of each pair's language, and the worth of the witness there."""
-    trainer, oracle, kept = train(pairs, max_steps=2, witness="score")
-    assert len(set(kept.known[1][0].values())) == 4  # three languages, and all
-    assert any(kept.known[1][1].values())
-    used, label_weight = pair_rates(pairs["language"][4:8], *kept.known[1], witness=X[4:8])
-    assert used.max() > 2 * used.min()
-    expected = expected_logs(oracle.steps[1], used, trainer.args, label_weight)
-    assert {key: trainer.state.log_history[1][key] for key in expected} == pytest.approx(expected, rel=1e-4)
-
-
 @pytest.mark.parametrize("witness", ["score", "none"])
 def test_pairs_that_return_are_scaled_by_the_first_view_of_them_or_the_witness(train, monkeypatch, witness):
     """24 pairs in batches of 4 and windows of 8. Step 9 sees the pairs of step 3 again, which came after the first

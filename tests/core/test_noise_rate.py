@@ -168,17 +168,12 @@ def languages(count, slope):
     return {f"language {index}": slope for index in range(count)}
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4])
-def test_a_good_witness_tells_the_rates_before_training(rate):
-    estimator = with_witness(languages(12, 3.0), rate)
-    assert (estimator.noise_rates - rate).abs().max() < 0.06
-    assert estimator._slopes.min() > 0.4
-
-
-def test_a_good_witness_tells_noisy_languages_from_clean_ones():
-    rates = [0.1, 0.4] * 6
+@pytest.mark.parametrize(("rates", "most"), [([0.0], 0.01), ([0.2], 0.05), ([0.4], 0.06), ([0.1, 0.4], 0.11)])
+def test_a_good_witness_tells_the_rates_before_training(rates, most):
+    rates = (12 * rates)[:12]
     estimator = with_witness(languages(12, 3.0), rates)
-    assert estimator.noise_rates[1:].tolist() == pytest.approx(rates, abs=0.11)
+    assert estimator.noise_rates[1:].tolist() == pytest.approx(rates, abs=most)
+    assert estimator._slopes.min() > 0.4
 
 
 @pytest.mark.parametrize("spread", [None, torch.zeros_like, lambda x: torch.asinh(100 * x**3)])
@@ -203,16 +198,3 @@ def test_a_witness_that_is_right_in_eleven_languages_and_wrong_in_one_is_not_bel
     assert estimator._slopes[1:12].min() > 0.5
     assert float(estimator._slopes[12]) <= 0
     assert float(estimator.noise_rates[12]) < 0.35
-
-
-def test_without_a_slope_a_pair_keeps_its_first_view():
-    """Of two languages only the first has a witness; both saw rho = -2 after a window at rho = +-2."""
-    estimator = NoiseRateEstimator(["a", "b"], pairs=602)
-    step(estimator, [2.0, 2.0, -2.0] * 200, torch.zeros(600).long(), torch.arange(600))
-    step(estimator, [-2.0, -2.0], torch.tensor([0, 1]), torch.tensor([600, 601]))
-    estimator._slopes = torch.tensor([0.0, 1.5, 0.0])
-    estimator.noise_rates[:] = 0.2
-    groups, none = torch.tensor([0, 1]), torch.zeros(2, dtype=torch.bool)
-    rates, _ = estimator.pair_rates(groups, torch.tensor([600, 601]), none, torch.ones(2))
-    assert float(rates[0]) == pytest.approx(1 / (1 + 4 * math.exp(1.5)))
-    assert float(rates[1]) > 0.2

@@ -63,20 +63,12 @@ def test_flipped_labels_have_the_lowest_margins(rate, least):
 def test_a_label_does_not_speak_for_itself():
     """If a label is flipped, its margin changes its sign, and almost nothing else, as all states share their units."""
     states, _ = planted(0.3, pairs=300)
-    margins = probe.cross_fitted_margins(states)
+    before, margins = torch.get_rng_state(), probe.cross_fitted_margins(states)
+    assert torch.equal(torch.get_rng_state(), before)  # training goes on with the same random numbers
     for row in (0, 7, 299):
         changed = states.clone()
         changed[row] = -changed[row]
         assert float(probe.cross_fitted_margins(changed)[row]) == pytest.approx(-float(margins[row]), rel=1e-2)
-
-
-def test_margins_are_the_same_in_every_run_and_leave_random_numbers_alone():
-    states, _ = planted(0.2, pairs=100)
-    torch.manual_seed(5)
-    found, after = probe.cross_fitted_margins(states), torch.rand(3)
-    torch.manual_seed(5)
-    assert torch.equal(after, torch.rand(3))
-    assert torch.equal(found, probe.cross_fitted_margins(states))
 
 
 def test_annotated_columns_follow_the_answers(model_dir):
@@ -91,8 +83,6 @@ def test_annotated_columns_follow_the_answers(model_dir):
     assert swap_answers(found, np.array([3]))["probe_chosen"][3] == rejected[3]
     with pytest.raises(ValueError, match="19 pairs that fit are too few"):
         annotate.annotate(make_pairs(19), ReferenceArguments(model_dir))
-    with pytest.raises(ValueError, match="a stream cannot be annotated"):
-        annotate.annotate(rows.to_iterable_dataset(), ReferenceArguments(model_dir))
 
 
 def test_training_annotates_by_itself_as_the_command_does(model_dir, tmp_path, make_args):

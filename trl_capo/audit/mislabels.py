@@ -90,9 +90,10 @@ def estimate_label_errors(dynamics: Dynamics, data: Dataset | None = None) -> La
         fits.append(fit(margins, names, index, trusted, default=WEAK_SLOPE))
     if f"{PROBE}_chosen" in columns:
         pairs = pairs.assign(probe=read_witness(data, PROBE)[pairs.index])
-        fits.append(fit(pairs["probe"].to_numpy(), names, index, trusted))
+        of_probe = fit(pairs["probe"].to_numpy(), names, index, trusted)
+        fits += [of_probe] if of_probe[-1].any() or not fits else []  # a probe that knows nothing leaves it to the log
     rates, low, high, _ = fits[-1]
-    rates = rates if "probe" in pairs else np.where(np.isnan(trained), rates, trained)
+    rates = rates if "mean_margin" not in pairs or len(fits) > 1 else np.where(np.isnan(trained), rates, trained)
     log_odds = logit(rates.clip(1e-4, 1.0 - 1e-4))[index] - np.mean([evidence for *_, evidence in fits], axis=0)
     score = expit(log_odds)
     suggestion = np.select([score >= FLIP_SCORE, score >= LOOK_SCORE], ["flip", "look"], "keep")
