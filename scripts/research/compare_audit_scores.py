@@ -22,8 +22,9 @@ from trl_capo.callbacks.pair_log import read_log
 from trl_capo.common.fingerprint import fingerprint
 from trl_capo.common.intervals import Estimate, percentile_estimate
 from trl_capo.data.noise import IS_NOISY
+from trl_capo.scoring.annotate import PROBE
 from trl_capo.study.plan import RESULT
-from trl_capo.study.run import add_noise, read_parts
+from trl_capo.study.run import add_noise, add_witness, read_parts
 
 MIN_PAIRS = 200  # of a language whose noise rate counts; if none has so many, that of the largest counts
 TOLERANCE = 0.05  # largest error of an acceptable noise rate
@@ -50,10 +51,12 @@ class AuditedRun(NamedTuple):
 
 
 def read_run(folder: Path) -> AuditedRun:
-    """Read a run; raise `ValueError` or `OSError` if it is unfinished, has no log, or its data have changed."""
+    """Read a run, with the probe if it used one; raise an error if its data have changed or it has no log."""
     settings = json.loads((folder / RESULT).read_text(encoding="utf-8"))["settings"]
     parts = read_parts(settings["shared"])
     noisy, _ = add_noise(parts["train"], settings)
+    if settings["options"].get("witness") == PROBE:
+        noisy = add_witness(noisy, parts["train"], settings, folder.parents[1] / "memory")
     log = read_log(folder / "pair_log")
     if fingerprint(noisy) != log.info.fingerprint:
         raise ValueError(f"{folder}: the data have changed since the run.")

@@ -2,10 +2,9 @@
 
     python scripts/research/measure_probe.py [--model demo/study/model] [--data demo/study/data] [--seeds 4]
 
-It flips labels of the demo's training pairs, judges them as `trl-capo annotate` does, and prints, for each noise and
-number of pairs, means over seeds (lowest to highest): the AUROC for flipped labels, overall and in the worst language;
-how many noise rates are within 5 points of the truth; and the effective amount of data as a multiple of DPO's, by the
-signal-to-noise ratio of the pairs' weights.
+It flips labels of the demo's training pairs, judges them as `trl-capo annotate` does, and prints means over seeds
+(lowest to highest): the AUROC for flipped labels, overall and in the worst language; how many noise rates are within 5 points;
+and the effective amount of data as a multiple of DPO's, by the signal-to-noise ratio of the pairs' weights.
 """
 
 import argparse
@@ -22,8 +21,7 @@ from trl_capo.data.noise import IS_NOISY, inject_noise
 from trl_capo.scoring.annotate import PROBE, ReferenceArguments, add_probe, read_states
 from trl_capo.scoring.probe import cross_fitted_margins
 
-LOW = {"*": 0.1, "cy": 0.4, "eu": 0.4, "hi": 0.4, "ka": 0.4, "sw": 0.4}
-NOISE = {"20 %": 0.2, "10 / 40 %": LOW, "40 %": 0.4}
+NOISE = {"20 %": 0.2, "10 / 40 %": {"*": 0.1} | dict.fromkeys(("cy", "eu", "hi", "ka", "sw"), 0.4), "40 %": 0.4}
 SIZES = (300, 600, 1200, 2400)
 
 
