@@ -3,8 +3,8 @@
     python scripts/research/measure_probe.py [--model demo/study/model] [--data demo/study/data] [--seeds 4]
 
 It flips labels of the demo's training pairs, judges them as `trl-capo annotate` does, and prints means over seeds
-(lowest to highest): the AUROC for flipped labels, overall and in the worst language; how many noise rates are within 5 points;
-and the effective amount of data as a multiple of DPO's, by the signal-to-noise ratio of the pairs' weights.
+(lowest to highest): the AUROC for flipped labels, overall and in the worst language; how many noise rates are within 5
+points; and the effective amount of data as a multiple of DPO's, by the signal-to-noise ratio of the pairs' weights.
 """
 
 import argparse
