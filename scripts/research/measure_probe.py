@@ -16,7 +16,7 @@ from datasets import load_dataset
 
 from trl_capo.audit.mislabels import auroc
 from trl_capo.core.noise_rate import NoiseRateEstimator
-from trl_capo.core.pairs import find_groups, read_witness
+from trl_capo.core.pairs import read_witness
 from trl_capo.data.noise import IS_NOISY, inject_noise
 from trl_capo.scoring.annotate import PROBE, ReferenceArguments, add_probe, read_states
 from trl_capo.scoring.probe import cross_fitted_margins
@@ -25,14 +25,13 @@ NOISE = {"20 %": 0.2, "10 / 40 %": {"*": 0.1} | dict.fromkeys(("cy", "eu", "hi",
 SIZES = (300, 600, 1200, 2400)
 
 
-def measure(pairs, states: torch.Tensor, rate, seed: int) -> list[float]:
+def measure(pairs, states: torch.Tensor, prompts: torch.Tensor, rate, seed: int) -> list[float]:
     """Return the measures of the docstring for these pairs, whose labels are right, and their states."""
     noisy = inject_noise(pairs, "flip", rate, seed=seed)
     flipped = np.array(noisy[IS_NOISY][:])
     signs = np.where(flipped, -1.0, 1.0)
-    noisy = add_probe(noisy, cross_fitted_margins(states * torch.tensor(signs, dtype=torch.float32)[:, None]).numpy())
-    labels = np.array(find_groups(pairs, "auto", "the data")[1])
-    names, groups = np.unique(labels, return_inverse=True)
+    noisy = add_probe(noisy, cross_fitted_margins(states * torch.tensor(signs).float()[:, None], prompts).numpy())
+    names, groups = np.unique(labels := np.array(pairs["language"]), return_inverse=True)
     x, groups = torch.tensor(read_witness(noisy, PROBE), dtype=torch.float32), torch.tensor(groups)
     estimator, none = NoiseRateEstimator(names.tolist(), len(x)), torch.zeros(len(x), dtype=torch.bool)
     estimator.add_witness(groups, none, x)
@@ -50,12 +49,13 @@ def main() -> None:
         parser.add_argument(f"--{option}", default=default, type=type(default))
     args = parser.parse_args()
     pairs = load_dataset("json", data_files=str(Path(args.data, "train.jsonl")), split=f"train[:{max(SIZES)}]")
-    _, states = read_states(pairs, ReferenceArguments(args.model, 16, dtype="float32"))
+    _, states, prompts = read_states(pairs, ReferenceArguments(args.model, 16, dtype="float32"))
     heads = ["noise", "pairs", "AUROC", "worst language", "rates within 5 points", "effective data"]
     print(f"| {' | '.join(heads)} |\n|---|{'---:|' * 5}")
     for noise, rate in NOISE.items():
         for size in SIZES:
-            found = np.array([measure(pairs.select(range(size)), states[:size], rate, s) for s in range(args.seeds)])
+            part = pairs.select(range(size)), states[:size], prompts[:size], rate
+            found = np.array([measure(*part, seed) for seed in range(args.seeds)])
             cells = [f"{own.mean():.1f} ({own.min():.1f} to {own.max():.1f})" for own in found.T]
             print(f"| {noise} | {size:,} | {' | '.join(cells)} |", flush=True)
 

@@ -57,18 +57,19 @@ def planted(rate, pairs=1200, features=40):
 @pytest.mark.parametrize(("rate", "least"), [(0.2, 0.97), (0.4, 0.85)])
 def test_flipped_labels_have_the_lowest_margins(rate, least):
     states, flipped = planted(rate)
-    assert auroc(-probe.cross_fitted_margins(states).numpy(), flipped) > least
+    assert auroc(-probe.cross_fitted_margins(states, torch.arange(1200)).numpy(), flipped) > least
 
 
 def test_a_label_does_not_speak_for_itself():
-    """If a label is flipped, its margin changes its sign, and almost nothing else, as all states share their units."""
-    states, _ = planted(0.3, pairs=300)
-    before, margins = torch.get_rng_state(), probe.cross_fitted_margins(states)
+    """If a label is flipped, its margin changes its sign, and hardly anything else; nor do repeated pairs speak."""
+    states, prompts = planted(0.3, pairs=300)[0], torch.arange(300)
+    before, margins = torch.get_rng_state(), probe.cross_fitted_margins(states, prompts)
     assert torch.equal(torch.get_rng_state(), before)  # training goes on with the same random numbers
     for row in (0, 7, 299):
-        changed = states.clone()
-        changed[row] = -changed[row]
-        assert float(probe.cross_fitted_margins(changed)[row]) == pytest.approx(-float(margins[row]), rel=1e-2)
+        changed = probe.cross_fitted_margins(torch.where(prompts[:, None] == row, -states, states), prompts)
+        assert float(changed[row]) == pytest.approx(-float(margins[row]), rel=1e-2)
+    thrice = probe.cross_fitted_margins(torch.randn(100, 40).repeat(3, 1), torch.arange(100).repeat(3))
+    assert abs(float((thrice > 0).float().mean()) - 0.5) < 0.2  # labels that follow no rule
 
 
 def test_annotated_columns_follow_the_answers(model_dir):
@@ -81,7 +82,7 @@ def test_annotated_columns_follow_the_answers(model_dir):
     assert all(a == -b for row, (a, b) in enumerate(zip(chosen, rejected, strict=True)) if row != 7)
     assert max(abs(a) for a in chosen if a is not None) > 0
     assert swap_answers(found, np.array([3]))["probe_chosen"][3] == rejected[3]
-    with pytest.raises(ValueError, match="19 pairs that fit are too few"):
+    with pytest.raises(ValueError, match="19 pairs that fit are too few; give 20 or --annotate false"):
         annotate.annotate(make_pairs(19), ReferenceArguments(model_dir))
 
 
@@ -90,10 +91,8 @@ def test_training_annotates_by_itself_as_the_command_does(model_dir, tmp_path, m
     data = ("--dataset_name", tmp_path / "pairs.jsonl", "--model_name_or_path", model_dir)
     code, out, errors = run_main(annotate.main, *data, "--output_dir", tmp_path / "annotated")
     assert code == 0, errors
-    record = json.loads((tmp_path / "annotated" / "annotate.json").read_text())
     pairs = load_pairs(str(tmp_path / "annotated"))["train"]
-    assert record["contradicted"] == sum(score < 0 for score in pairs["probe_chosen"])
-    assert out.split("all pairs")[1].split()[:2] == ["60", str(record["contradicted"])]
+    assert out.split("all pairs")[1].split()[:2] == ["60", str(sum(score < 0 for score in pairs["probe_chosen"]))]
     options = CPU_ARGUMENTS | {"max_steps": 3, "output_dir": str(tmp_path / "run"), "save_strategy": "steps"}
     words = [f"--{key}={value}" for key, value in options.items()]
     assert command.main([*map(str, data), *words, "--annotate"]) == 0

@@ -61,15 +61,15 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     source = (log and log.info.source or {}) | {name: vars(args)[name] for name in SOURCE if vars(args)[name]}
     data = _find_data(log, source, dataset)
     columns = [] if data is None else data.column_names
-    evidence = [f"the log {args.run}"] if log else []
-    evidence += [f"the probe (column {PROBE}_chosen)"] if f"{PROBE}_chosen" in columns else []
-    if not evidence:
-        hint = "run `trl-capo annotate` first, or name a run with a pair log"
-        raise ValueError(f"dataset_name={args.dataset_name!r} has no column {PROBE}_chosen: {hint}.")
+    if not log and f"{PROBE}_chosen" not in columns:
+        given = f"dataset_name={args.dataset_name!r} has no column {PROBE}_chosen"
+        raise ValueError(f"{given}: run `trl-capo annotate` first, or name a run with a pair log.")
     info = log.info if log else LogInfo(len(data), fingerprint(data))
     dynamics = read_dynamics(log) if log else Dynamics(pd.DataFrame({"group": ""}, index=range(info.pairs)), {})
     group_name, dynamics = _find_groups(parse_column(args.group_column), log, source, data, dynamics)
     errors = estimate_label_errors(dynamics, data)
+    evidence = [f"the log {args.run}"] if log else []
+    evidence += [f"the probe (column {PROBE}_chosen)"] if "probe" in errors.pairs else []
     truth = data[IS_NOISY][:] if IS_NOISY in columns else [None]
     if all(isinstance(value, bool) for value in truth):
         errors.pairs["wrong"] = np.array(truth)[errors.pairs.index]
@@ -93,6 +93,8 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     fault = f"{count(unseen, 'pair')} of {info.pairs:,} not ranked: too long, not reached, or not logged."
     warnings = [fault] if unseen else []
     warnings += ["The log names no data set, so the files have no texts. Give dataset_name."] if data is None else []
+    if not log and errors.pairs.groupby("group")["log_odds"].nunique().max() == 1:
+        warnings.append("The probe knows nothing about these labels, so neither order nor rates mean anything.")
     packages = ", ".join(map(" ".join, versions().items()))
     note = f"Evidence: {' and '.join(evidence)}. Data: {source.get('dataset_name')}. Versions: {packages}."
     (folder / "report.md").write_text(report(errors, rates, [*warnings, note], command, title), encoding="utf-8")

@@ -83,17 +83,18 @@ def estimate_label_errors(dynamics: Dynamics, data: Dataset | None = None) -> La
     """
     pairs, columns, fits = dynamics.pairs, [] if data is None else data.column_names, []
     names, index = np.unique(pairs["group"].to_numpy(object), return_inverse=True)
-    trusted = np.array(data[TRUSTED][:])[pairs.index] if TRUSTED in columns else np.zeros(len(pairs), dtype=bool)
+    trusted = np.zeros(len(pairs)) if TRUSTED not in columns else np.array(data[TRUSTED][:])[pairs.index]
     trained = np.array([dynamics.training_rates.get(name, np.nan) for name in names])
     if "mean_margin" in pairs:
         margins = np.arcsinh(pairs["mean_margin"] / (pairs["mean_margin"].abs().median() or 1.0)).to_numpy()
         fits.append(fit(margins, names, index, trusted, default=WEAK_SLOPE))
     if f"{PROBE}_chosen" in columns:
-        pairs = pairs.assign(probe=read_witness(data, PROBE)[pairs.index])
-        of_probe = fit(pairs["probe"].to_numpy(), names, index, trusted)
-        fits += [of_probe] if of_probe[-1].any() or not fits else []  # a probe that knows nothing leaves it to the log
+        probe = read_witness(data, PROBE)[pairs.index]
+        of_probe = fit(probe, names, index, trusted)
+        if of_probe[-1].any() or not fits:  # a probe that knows nothing leaves it to the log
+            fits, pairs = [*fits, of_probe], pairs.assign(probe=probe)
     rates, low, high, _ = fits[-1]
-    rates = rates if "mean_margin" not in pairs or len(fits) > 1 else np.where(np.isnan(trained), rates, trained)
+    rates = rates if "probe" in pairs else np.where(np.isnan(trained), rates, trained)
     log_odds = logit(rates.clip(1e-4, 1.0 - 1e-4))[index] - np.mean([evidence for *_, evidence in fits], axis=0)
     score = expit(log_odds)
     suggestion = np.select([score >= FLIP_SCORE, score >= LOOK_SCORE], ["flip", "look"], "keep")
@@ -110,7 +111,7 @@ def fit(witness: np.ndarray, names: np.ndarray, index: np.ndarray, trusted: np.n
     """
     estimator, count = NoiseRateEstimator([name for name in names if name]), len(names)
     numbers = torch.tensor(index - ("" in names))  # -1 for pairs without a group, whose name "" comes first
-    estimator.add_witness(numbers, torch.tensor(trusted), torch.tensor(witness, dtype=torch.float32))
+    estimator.add_witness(numbers, torch.tensor(trusted) > 0, torch.tensor(witness, dtype=torch.float32))
     slopes = estimator._slopes.double().numpy()
     slopes = np.where(slopes == 0, np.sign(slopes[0]) * WEAK_SLOPE or default, slopes)[-count:]
     below = torch.softmax(estimator._carried_loglik[-count:].double(), dim=1).cumsum(dim=1).numpy()

@@ -112,9 +112,10 @@ def read_witness(dataset: Dataset, name: str) -> np.ndarray:
 
 def evidence(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:
     """Return the (N,) group numbers, trust and witness of the pairs; those of weight 0 have the witness 0."""
-    columns = {TRUSTED: [False] * len(dataset), WEIGHT: [1.0] * len(dataset)} | dataset.with_format(None)[:]
+    rows = dataset.with_format(None).select_columns([name for name in COLUMNS if name in dataset.column_names])[:]
+    columns = {TRUSTED: [False] * len(dataset), WEIGHT: [1.0] * len(dataset)} | rows
     groups, trusted, witness = (torch.tensor(columns[name]) for name in (GROUP, TRUSTED, WITNESS))
-    return groups, trusted, witness.float() * (torch.tensor(columns[WEIGHT]) > 0)
+    return groups, trusted.bool(), witness.float() * (torch.tensor(columns[WEIGHT]) > 0)
 
 
 def _check_numbers(dataset: Dataset, name: str) -> None:

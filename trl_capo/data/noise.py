@@ -54,6 +54,8 @@ def inject_noise(
     rate = check_rate(rate)
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: there is no such noise. Choose one of {', '.join(KINDS)}.")
+    if "probe_chosen" in dataset.column_names:
+        raise ValueError("probe_chosen: the probe has seen the labels without noise. Annotate after injecting noise.")
     if (kind == "flip_ambiguous") != (score_column is not None):
         raise ValueError(f"score_column={score_column!r}: 'flip_ambiguous' needs it, other kinds ({kind!r}) do not.")
     if not isinstance(dataset, Dataset):

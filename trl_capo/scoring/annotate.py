@@ -1,8 +1,4 @@
-"""`trl-capo annotate`: write into preference pairs how far a reference model speaks for each label, before training.
-
-trl-capo annotate --model_name_or_path MODEL --dataset_name pairs.jsonl --output_dir annotated
-trl-capo train --config FILE --dataset_name annotated --witness probe
-"""
+"""`trl-capo annotate`: write into preference pairs how far a reference speaks for each label, before training."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, IterableDataset
 from torch import Tensor
@@ -41,39 +38,45 @@ def annotate(dataset: Dataset, args: ReferenceArguments) -> Dataset:
     """Return the pairs with the columns `probe_chosen` and `probe_rejected`, in log-odds, for `witness="probe"`.
 
     Their difference is positive where a linear reward on the model's hidden states, fitted to the labels of other
-    pairs, agrees with the label; it is null if the prompt alone fills `max_length`. Existing columns are replaced.
-    Raises ValueError if the model cannot be loaded, or there are fewer than 20 pairs that fit.
+    pairs, agrees with the label; it is null if the prompt alone fills `max_length`. Raises ValueError if it cannot.
     """
-    kept, states = read_states(dataset, args)
+    kept, states, prompts = read_states(dataset, args)
     margins = np.full(len(kept), np.nan)
-    margins[kept] = cross_fitted_margins(states).numpy()
+    margins[kept] = cross_fitted_margins(states, prompts).numpy()
     return add_probe(dataset, margins)
 
 
-def read_states(dataset: Dataset, args: ReferenceArguments) -> tuple[np.ndarray, Tensor]:
-    """Return which of the N pairs fit into `max_length`, (N,), and `state_differences` of the K that do."""
+def check_annotatable(dataset: Dataset) -> None:
+    """Raise ValueError for streams and images."""
     if isinstance(dataset, IterableDataset):
-        raise ValueError("annotate: a stream cannot be annotated, because every pair is judged by the others.")
+        raise ValueError("annotate: every pair is judged by the others, so a stream cannot be: --annotate false.")
+    if {"image", "images"} & set(dataset.column_names):
+        raise ValueError("annotate: the probe reads texts only, and the data have images: --annotate false.")
+
+
+def read_states(dataset: Dataset, args: ReferenceArguments) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Return which of the N pairs fit, (N,); `state_differences` of the K that do; (K,) numbers of their prompts."""
+    check_annotatable(dataset)
     source = resolve_model(args.model_name_or_path, "model_name_or_path", args.trust_remote_code)
     pairs = tokenise_all(dataset, source.tokenizer, args.max_length, source.name)
     kept = np.array([pair is not None for pair in pairs])
     if kept.sum() < MIN_PAIRS:
-        raise ValueError(f"annotate: {kept.sum()} pairs that fit are too few. Give {MIN_PAIRS} or more, better 1,000.")
+        raise ValueError(f"annotate: {kept.sum()} pairs that fit are too few; give {MIN_PAIRS} or --annotate false.")
     model = load_model(source, args.dtype, args.load_in_4bit, args.trust_remote_code)
     fitting = [pair for pair in pairs if pair is not None]
     states = state_differences(model, fitting, args.per_device_eval_batch_size, args.max_length, source.name)
     del model
     clear_device_cache(garbage_collection=True)
-    return kept, states
+    numbers: dict[tuple[int, ...], int] = {}
+    prompts = [numbers.setdefault(tuple(pair.prompt), len(numbers)) for pair in fitting]
+    return kept, states, torch.tensor(prompts)
 
 
 def add_probe(dataset: Dataset, margins: np.ndarray) -> Dataset:
     """Add (N,) margins as two columns, which flips of the labels swap."""
-    for name, sign in (("chosen", 0.5), ("rejected", -0.5)):
-        column = f"{PROBE}_{name}"
+    for column, sign in ((f"{PROBE}_chosen", 0.5), (f"{PROBE}_rejected", -0.5)):
         dataset = dataset.remove_columns([column] if column in dataset.column_names else [])
-        values = [None if value != value else sign * value for value in margins.tolist()]
-        dataset = dataset.add_column(column, values)
+        dataset = dataset.add_column(column, [None if x != x else sign * x for x in margins.tolist()])
     return dataset
 
 
@@ -84,11 +87,9 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     data, reference = parse(argv, (edit.EditArguments, ReferenceArguments), PROG)
     splits, dataset = edit.load_splits(data)
-    for warning in check_pairs(dataset, data.dataset_name):
-        print(warning)
+    print("".join(f"{warning}\n" for warning in check_pairs(dataset, data.dataset_name)), end="")
     processes()
     annotated = annotate(dataset, reference)
     margins = np.array(annotated[f"{PROBE}_chosen"][:], dtype=float)
     record = edit.count_changes(data, dataset, pd.DataFrame({"contradicted": margins < 0}), ("contradicted", "%"))
-    splits = {**splits, data.dataset_split: annotated}
-    edit.save_splits(data, splits, {"annotate.json": record | asdict(reference)})
+    edit.save_splits(data, {**splits, data.dataset_split: annotated}, {"annotate.json": record | asdict(reference)})

@@ -65,7 +65,8 @@ def load_model(source: ModelSource, dtype: str, load_in_4bit: bool, trust_remote
     """
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "device_map": {"": processes().device}}
     if load_in_4bit:
-        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": None if dtype == "auto" else dtype}
+        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **nf4)
     model, loading = AutoModelForCausalLM.from_pretrained(source.base, output_loading_info=True, **options)
     if loading["missing_keys"]:
         raise ValueError(f"{source.base!r} lacks weights: {first_few(sorted(loading['missing_keys']), 3)}.")
@@ -85,8 +86,7 @@ def batches(
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Yield this process's batches: B numbers of pairs, and the padded sequences of their 2B answers, chosen first.
 
-    Sequences of more than `max_length` tokens are cut at the end, as in TRL; longer ones come first. Labels are -100
-    outside of answers. `name` is for the progress bar.
+    Sequences are cut at the end to `max_length` tokens, as in TRL. Labels are -100 outside of answers.
     """
 
     def pad(rows: list[list[int]], value: int) -> Tensor:
@@ -100,24 +100,18 @@ def batches(
     for start in tqdm(starts, desc=f"Scoring {name}", unit="batch", disable=not state.is_main_process):
         batch = order[start : start + batch_size]
         rows = [sequences[index][side] for side in (0, 1) for index in batch]
-        yield (
-            batch,
-            {
-                "input_ids": pad([ids for ids, _ in rows], 0),  # padding is masked, so any token will do
-                "attention_mask": pad([[1] * len(ids) for ids, _ in rows], 0),
-                "labels": pad([[-100] * start + ids[start:] for ids, start in rows], -100),
-            },
-        )
+        inputs = {"input_ids": pad([ids for ids, _ in rows], 0)}  # padding is masked, so any token will do
+        inputs["attention_mask"] = pad([[1] * len(ids) for ids, _ in rows], 0)
+        yield batch, inputs | {"labels": pad([[-100] * start + ids[start:] for ids, start in rows], -100)}
 
 
 @torch.no_grad()
 def answer_log_probs(
     model: Any, pairs: Sequence[TokenisedPair], batch_size: int, max_length: int | None, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Score both answers of N pairs in `batches`, with a model that `load_model` returned.
+    """Return both answers' (N, 2) log-probabilities in nats and (N, 2) numbers of tokens, on every process.
 
-    Returns (N, 2) log-probabilities in nats, chosen and rejected, and (N, 2) numbers of tokens, on every process.
-    Raises ValueError if a log-probability is not finite.
+    The model is one of `load_model`. Raises ValueError if a log-probability is not finite.
     """
     is_adapted = isinstance(model.get_output_embeddings(), BaseTunerLayer | TrainableTokensWrapper)
     needs_logits = is_adapted or getattr(model, "peft_type", None) in (PeftType.ADALORA, PeftType.CPT)

@@ -1,8 +1,8 @@
 """Rank preference labels before training, by a linear reward model on the hidden states of a reference: the probe.
 
 A logistic regression of the labels on the difference of the answers' states is a Bradley-Terry model whose reward is
-linear in them. Each pair is judged by a fit to other pairs (cross-fitting), so that its own label cannot speak for
-itself; compare the out-of-sample probabilities of confident learning (Northcutt et al. 2021, arXiv 1911.00068).
+linear in them. Each pair is judged by a fit to pairs with other prompts, so that its own label has no say, as in the
+out-of-sample probabilities of confident learning (Northcutt et al. 2021, arXiv 1911.00068).
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,7 @@ NEWTON_STEPS = 30
 def state_differences(
     model: Any, pairs: Sequence[TokenisedPair], batch_size: int, max_length: int | None, name: str
 ) -> Tensor:
-    """Return the mean hidden states of the chosen answers' tokens less those of the rejected ones', (N, 3H) float32.
-
-    The arguments are those of `answer_log_probs`; every process returns the states of all N pairs.
-    """
+    """Return the chosen answers' mean hidden states less the rejected ones', (N, 3H) float32, on every process."""
     decoder, found = model.get_decoder(), []
     for batch, inputs in batches(pairs, batch_size, max_length, name):
         answers = (inputs.pop("labels") != -100)[:, :, None]
@@ -37,22 +34,22 @@ def state_differences(
         means = torch.cat([(states * answers).sum(dim=1) / answers.sum(dim=1) for states in layers], dim=1)
         chosen, rejected = means.chunk(2)
         found.append((batch, (chosen - rejected).cpu()))
-    found = gather_object(found)
-    states = torch.empty(len(pairs), found[0][1].shape[1])
-    for batch, values in found:
-        states[batch] = values
+    numbers, states = zip(*gather_object(found), strict=True)
+    states = torch.cat(states)[torch.tensor(sum(numbers, [])).argsort()]
+    if not states.isfinite().all():
+        raise ValueError(f"{name!r}: its hidden states are not finite. Use dtype bfloat16 or float32.")
     return states
 
 
-def cross_fitted_margins(states: Tensor) -> Tensor:
-    """Judge N pairs by linear rewards, fitted to other pairs, of (N, D) differences: (N,) margins in log-odds.
+def cross_fitted_margins(states: Tensor, prompts: Tensor) -> Tensor:
+    """Judge N pairs by linear rewards of (N, D) differences, fitted to pairs of other prompts, (N,) numbers.
 
-    A positive margin speaks for the label. Of `RIDGES` the one with the best likelihood of the judged labels is used.
+    Returns (N,) margins in log-odds, positive for the label. The ridge is the one that judges labels best.
     """
     scaled = states / states.std(dim=0, correction=0).clamp(min=1e-6) / states.shape[1] ** 0.5
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        folds = torch.randperm(len(scaled)) % FOLDS
+        folds = torch.randperm(int(prompts.max()) + 1)[prompts] % FOLDS
         _, _, components = torch.svd_lowrank(scaled, min(COMPONENTS, *scaled.shape), niter=4)
     inputs, margins = (scaled @ components).double(), []
     for ridge in RIDGES:

@@ -79,14 +79,14 @@ def add_witness(noisy: Dataset, clean: Dataset, settings: Mapping[str, Any], mem
         return annotate(noisy, reference)
     file = memory / f"states-{len(clean)}.npz"
     if not file.is_file():
-        kept, states = read_states(clean, reference)
+        found = dict(zip(("kept", "states", "prompts"), read_states(clean, reference), strict=True))
         memory.mkdir(parents=True, exist_ok=True)
-        np.savez(unfinished := file.with_name(f"{os.getpid()}.npz"), kept=kept, states=states.numpy())
+        np.savez(unfinished := file.with_name(f"{os.getpid()}.npz"), **found)
         os.replace(unfinished, file)
     with np.load(file) as arrays:
-        kept, states = arrays["kept"], arrays["states"]
+        kept, states, prompts = arrays["kept"], arrays["states"], torch.tensor(arrays["prompts"])
     margins, signs = np.full(len(kept), np.nan), np.where(np.array(noisy[IS_NOISY][:], dtype=bool)[kept], -1.0, 1.0)
-    margins[kept] = cross_fitted_margins(torch.tensor(states * signs[:, None], dtype=torch.float32)).numpy()
+    margins[kept] = cross_fitted_margins(torch.tensor(states * signs[:, None], dtype=torch.float32), prompts).numpy()
     return add_probe(noisy, margins)
 
 

@@ -27,7 +27,7 @@ from trl_capo.core.pairs import PAIR, find_groups
 from trl_capo.data.load import check_pairs, load_mixture, load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, NoiseArguments, inject_noise
 from trl_capo.data.tokenise import BAD_ROW, length_warnings, summarise_lengths, tokenise_rows
-from trl_capo.scoring.annotate import PROBE, ReferenceArguments, annotate
+from trl_capo.scoring.annotate import PROBE, ReferenceArguments, annotate, check_annotatable
 from trl_capo.train.card import CardTrainer
 
 logger = get_logger(__name__)
@@ -90,11 +90,6 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
     elif not Path(resume, TRAINER_STATE_NAME).is_file():
         raise ValueError(f"resume_from_checkpoint={resume!r} is no checkpoint. `true` finds the last complete one.")
     train_dataset, eval_dataset = load_data(script_args, args, dataset_args, noise_args)
-    if own_args.annotate:
-        args.witness, options = PROBE, {"dtype": model_args.dtype, "load_in_4bit": model_args.load_in_4bit}
-        options |= {name: getattr(args, name) for name in ("per_device_eval_batch_size", "max_length")}
-        reference = ReferenceArguments(model, **options, trust_remote_code=args.trust_remote_code)
-        train_dataset = annotate(train_dataset, reference)
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
     if processes().is_local_main_process:
         for warning in (line for name, rows in data.items() if rows is not None for line in check_pairs(rows, name)):
@@ -108,6 +103,12 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
         source = None if dataset_args.datasets else names | {"group_column": args.group_column} | asdict(noise_args)
         callbacks.append(PairLog(folder, source))
         callbacks[-1].check(train_dataset)
+    if asks_annotation(own_args, args):
+        check_annotatable(train_dataset)
+        find_groups(train_dataset, args.group_column, "train_dataset")
+        given = args.per_device_eval_batch_size, args.max_length, model_args.dtype, model_args.load_in_4bit
+        reference = ReferenceArguments(model, *given, args.trust_remote_code)
+        data["train_dataset"], args.witness = annotate(train_dataset, reference), PROBE
     loading = {"attn_implementation": model_args.attn_implementation, "dtype": model_args.dtype, **hub}
     args.model_init_kwargs = loading | (args.model_init_kwargs or {})
     peft = {"quantization_config": get_quantization_config(model_args), "peft_config": get_peft_config(model_args)}
@@ -124,8 +125,15 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
     if script_args.ignore_bias_buffers:
         buffers = trainer.model.named_buffers()
         trainer.model._ddp_params_and_buffers_to_ignore = [name for name, part in buffers if part.dtype == torch.bool]
-    trainer.parsed = [model_args, noise_args]
+    trainer.parsed = [model_args, noise_args, own_args]
     prepared += [trainer, callbacks[0], script_args.dataset_name]
+
+
+def asks_annotation(own_args: TrainArguments, args: CAPOConfig) -> bool:
+    """Whether the labels are to be judged first, which only an estimated noise rate uses."""
+    if own_args.annotate and args.witness not in ("none", PROBE):
+        raise ValueError(f"annotate=True, witness={args.witness!r}: both are evidence about labels. Give one of them.")
+    return own_args.annotate and args.noise_rate == "auto"
 
 
 def _tokenise(data: dict[str, Any], model: str, hub: dict[str, Any], most: int | None = None) -> None:

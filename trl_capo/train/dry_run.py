@@ -23,9 +23,9 @@ from trl_capo.core.config import CAPOConfig
 from trl_capo.core.pairs import TRUSTED, PairIndex, find_groups
 from trl_capo.data.load import check_pairs
 from trl_capo.data.tokenise import ALL_PAIRS, length_table, length_warnings, measure_lengths
-from trl_capo.scoring.annotate import PROBE
+from trl_capo.scoring.annotate import PROBE, check_annotatable
 from trl_capo.train.card import changed_options
-from trl_capo.train.command import ARGUMENT_TYPES, PROG, load_data
+from trl_capo.train.command import ARGUMENT_TYPES, PROG, asks_annotation, load_data
 
 STREAM_ROWS = 1000
 
@@ -45,12 +45,14 @@ def dry_run(argv: Sequence[str]) -> None:
     pairs = train if isinstance(train, Dataset) else Dataset.from_list(list(train.take(STREAM_ROWS)))
     warnings = check_pairs(pairs, "train_dataset")
     warnings += [] if evaluation is None else check_pairs(evaluation, "eval_dataset")
-    PairIndex(args.group_column, args.witness, args.noise_rate).add_columns(train, "train_dataset")
+    if annotates := asks_annotation(own_args, args):
+        check_annotatable(train)
+    witness = "none" if annotates else args.witness
+    PairIndex(args.group_column, witness, args.noise_rate).add_columns(train, "train_dataset")
     column, labels = find_groups(pairs, args.group_column, "train_dataset")
     where = "" if pairs is train else " at the start of a stream"
     groups = f" in {count(len(set(labels)), 'group')} by {column}" if labels else ""
-    witness = PROBE if own_args.annotate else args.witness
-    evidence = [_evidence(pairs, labels, witness)] if args.noise_rate == "auto" else []
+    evidence = [_evidence(pairs, labels, PROBE if annotates else witness)] if args.noise_rate == "auto" else []
     _show("Data", [count(len(pairs), "training pair") + where + groups, *evidence])
     name, hub = model_args.model_name_or_path, {"revision": model_args.model_revision}
     hub["trust_remote_code"] = args.trust_remote_code
@@ -78,7 +80,7 @@ def _evidence(pairs: Dataset, labels: Sequence[str] | None, witness: str) -> str
     by_group = pd.Series(trusted).groupby(np.array(labels or [""] * len(pairs))).sum()
     hint = "" if by_group.min() >= 10 else "; 10 to 20 checked labels per group help if many labels are wrong"
     spread = f", {by_group.min()} to {by_group.max()} per group" if labels and trusted.any() else ""
-    witness += ", but --annotate can make one" if witness == "none" else ""
+    witness += " (--annotate adds one)" if witness == "none" else ""
     return f"evidence about noise: {count(int(trusted.sum()), 'trusted label')}{spread}{hint}; witness: {witness}"
 
 
