@@ -20,7 +20,7 @@ LOG_TEMPERATURE_STD = 2.0  # of the normal prior of log t
 GROUP_PRIOR_PAIRS = (10.0, 30.0, 100.0, 300.0)  # strengths of a group's beta prior around the overall rate
 SLOPES = tuple(0.25 * step for step in range(-12, 25))  # grid: log-odds per unit of the witness
 SLOPE_STD, OUTLIERS = 0.5, 0.02  # of the groups' slopes around their mean; the share that may lie anywhere
-PESSIMISM, DOUBT = 0.1, 1e-5  # quantile of a slope that is used; probability of the other sign that is too high
+PESSIMISM, DOUBT = 0.1, 1e-4  # quantile of a slope that is used; probability of the other sign that is too high
 MAX_LOG_ODDS = 10.0  # bound of the log-odds that a pair's first relative reward gives
 
 
