@@ -30,7 +30,7 @@ class EditArguments:
     dataset_name: str = field(metadata={"help": "Pairs: hub name, local folder or file."})
     output_dir: str = field(metadata={"help": "A new or empty folder for the data set."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_split: str = field(default="train", metadata={"help": "Split to change or annotate; the others are copied."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to edit; the others are copied."})
     group_column: str | None = field(default="auto", metadata={"help": "As in `trl-capo train`; 'none': no groups."})
 
     def __post_init__(self) -> None:
