@@ -28,7 +28,7 @@ from trl_capo.core.pairs import GROUP, PAIR
 VERSIONS = f"This is TRL {trl.__version__} with Transformers {transformers.__version__}"
 SOURCES = {path: path.read_text(encoding="utf-8") for path in Path(trl_capo.__file__).parent.rglob("*.py")}
 NAMES = {
-    "transformers": "AutoConfig AutoModelForCausalLM AutoProcessor AutoTokenizer BitsAndBytesConfig PretrainedConfig "
+    "transformers": "AutoConfig AutoModelForCausalLM AutoProcessor AutoTokenizer BitsAndBytesConfig "
     "PreTrainedTokenizerBase TrainerCallback TrainerState",
     "transformers.hf_argparser": "HfArg",
     "transformers.trainer": "TRAINER_STATE_NAME",
