@@ -75,7 +75,7 @@ def test_pairs_are_ordered_where_the_fit_finds_no_slope():
     rates, low, high, evidence = fit(nothing, *others)
     assert (evidence.any(), low.max() < 0.05, high.min() > 0.45) == (False, True, True)
     assert rates == pytest.approx([0.25, 0.25], abs=1e-3)
-    assert fit(nothing, *others, default=WEAK_SLOPE)[3] == pytest.approx(WEAK_SLOPE * nothing)
+    assert fit(nothing, *others, [np.nan, np.nan])[3] == pytest.approx(WEAK_SLOPE * nothing)
 
 
 @pytest.mark.parametrize("margins", [[0.0] * 7, [3.0] * 7, [2.0], [-1.0, -2.0, -3.0]], ids=str)

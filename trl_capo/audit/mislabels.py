@@ -10,11 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from datasets import Dataset
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 from scipy.stats import mannwhitneyu
 
 from trl_capo.callbacks.pair_log import Log
-from trl_capo.core.noise_model import NOISE_RATES
+from trl_capo.core.noise_model import NOISE_RATES, PESSIMISM, SLOPES
 from trl_capo.core.noise_rate import NoiseRateEstimator
 from trl_capo.core.pairs import TRUSTED, read_witness
 
@@ -87,7 +87,7 @@ def estimate_label_errors(dynamics: Dynamics, data: Dataset | None = None) -> La
     trained = np.array([dynamics.training_rates.get(name, np.nan) for name in names])
     if "mean_margin" in pairs:
         margins = np.arcsinh(pairs["mean_margin"] / (pairs["mean_margin"].abs().median() or 1.0)).to_numpy()
-        fits.append(fit(margins, names, index, trusted, default=WEAK_SLOPE))
+        fits.append(fit(margins, names, index, trusted, trained))
     if f"{PROBE}_chosen" in columns:
         probe = read_witness(data, PROBE)[pairs.index]
         of_probe = fit(probe, names, index, trusted)
@@ -103,17 +103,21 @@ def estimate_label_errors(dynamics: Dynamics, data: Dataset | None = None) -> La
     return LabelErrors(pairs.iloc[np.argsort(-log_odds, kind="stable")], pd.DataFrame(columns, index=names))
 
 
-def fit(witness: np.ndarray, names: np.ndarray, index: np.ndarray, trusted: np.ndarray, default: float = 0.0) -> tuple:
+def fit(witness: np.ndarray, names: np.ndarray, index: np.ndarray, trusted: np.ndarray, known=None) -> tuple:
     """Fit noise rates and slopes to (N,) numbers x, given their places in (G,) group names and which are trusted.
 
-    A slope of 0 is replaced by `WEAK_SLOPE` with the sign of the slope of all pairs, or by `default` if that is 0 too.
-    Returns (G,) rates, both (G,) bounds of their 95 % intervals, and (N,) slope * x, the evidence for the labels.
+    No slope is 0 if that of all pairs is not. For a log, slopes are positive, and fitted to `known`, CAPO's (G,) rates
+    or nan. Returns (G,) rates, both bounds of their 95 % intervals, and (N,) slope * x, the evidence for the labels.
     """
     estimator, count = NoiseRateEstimator([name for name in names if name]), len(names)
     numbers = torch.tensor(index - ("" in names))  # -1 for pairs without a group, whose name "" comes first
     estimator.add_witness(numbers, torch.tensor(trusted) > 0, torch.tensor(witness, dtype=torch.float32))
     slopes = estimator._slopes.double().numpy()
-    slopes = np.where(slopes == 0, np.sign(slopes[0]) * WEAK_SLOPE or default, slopes)[-count:]
+    slopes = np.where(slopes == 0, np.sign(slopes[0]) * WEAK_SLOPE, slopes)[-count:]
+    for place, rate in enumerate(() if known is None else known):
+        logs = np.log(rate + (1.0 - 2.0 * rate) * expit(np.outer(SLOPES, witness[index == place]))).sum(axis=1)
+        fitted = slopes[place] if np.isnan(rate) else SLOPES[(softmax(logs).cumsum() < PESSIMISM).sum()]
+        slopes[place] = max(fitted, WEAK_SLOPE)
     below = torch.softmax(estimator._carried_loglik[-count:].double(), dim=1).cumsum(dim=1).numpy()
     low, high = (np.array(NOISE_RATES)[(below < quantile).sum(axis=1)] for quantile in (0.025, 0.975))
     return estimator.noise_rates[-count:].double().numpy(), low, high, slopes[index] * witness

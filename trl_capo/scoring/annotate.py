@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers.hf_argparser import HfArg
 
-from trl_capo.common.command import parse, processes, run
+from trl_capo.common.command import parse, run
 from trl_capo.data import edit
 from trl_capo.data.load import check_pairs
 from trl_capo.data.tokenise import tokenise_all
@@ -48,10 +48,8 @@ def annotate(dataset: Dataset, args: ReferenceArguments) -> Dataset:
 
 def check_annotatable(dataset: Dataset) -> None:
     """Raise ValueError for streams and images."""
-    if isinstance(dataset, IterableDataset):
-        raise ValueError("annotate: every pair is judged by the others, so a stream cannot be: --annotate false.")
-    if {"image", "images"} & set(dataset.column_names):
-        raise ValueError("annotate: the probe reads texts only, and the data have images: --annotate false.")
+    if isinstance(dataset, IterableDataset) or {"image", "images"} & set(dataset.column_names):
+        raise ValueError("annotate: neither streams nor data with images can be judged. Set --annotate false.")
 
 
 def read_states(dataset: Dataset, args: ReferenceArguments) -> tuple[np.ndarray, Tensor, Tensor]:
@@ -88,7 +86,6 @@ def _run(argv: Sequence[str]) -> None:
     data, reference = parse(argv, (edit.EditArguments, ReferenceArguments), PROG)
     splits, dataset = edit.load_splits(data)
     print("".join(f"{warning}\n" for warning in check_pairs(dataset, data.dataset_name)), end="")
-    processes()
     annotated = annotate(dataset, reference)
     margins = np.array(annotated[f"{PROBE}_chosen"][:], dtype=float)
     record = edit.count_changes(data, dataset, pd.DataFrame({"contradicted": margins < 0}), ("contradicted", "%"))
