@@ -21,8 +21,8 @@ from trl_capo.audit.mislabels import Dynamics, auroc, estimate_label_errors, rea
 from trl_capo.callbacks.pair_log import read_log
 from trl_capo.common.fingerprint import fingerprint
 from trl_capo.common.intervals import Estimate, percentile_estimate
+from trl_capo.core.pairs import PROBE
 from trl_capo.data.noise import IS_NOISY
-from trl_capo.scoring.annotate import PROBE
 from trl_capo.study.plan import RESULT
 from trl_capo.study.run import add_noise, add_witness, read_parts
 

@@ -16,10 +16,9 @@ from datasets import load_dataset
 
 from trl_capo.audit.mislabels import auroc
 from trl_capo.core.noise_rate import NoiseRateEstimator
-from trl_capo.core.pairs import read_witness
+from trl_capo.core.pairs import PROBE, read_witness
 from trl_capo.data.noise import IS_NOISY, inject_noise
-from trl_capo.scoring.annotate import PROBE, ReferenceArguments, add_probe, read_states
-from trl_capo.scoring.probe import cross_fitted_margins
+from trl_capo.scoring.annotate import ReferenceArguments, add_probe, read_states
 
 NOISE = {"20 %": 0.2, "10 / 40 %": {"*": 0.1} | dict.fromkeys(("cy", "eu", "hi", "ka", "sw"), 0.4), "40 %": 0.4}
 SIZES = (300, 600, 1200, 2400)
@@ -30,7 +29,7 @@ def measure(pairs, states: torch.Tensor, prompts: torch.Tensor, rate, seed: int)
     noisy = inject_noise(pairs, "flip", rate, seed=seed)
     flipped = np.array(noisy[IS_NOISY][:])
     signs = np.where(flipped, -1.0, 1.0)
-    noisy = add_probe(noisy, cross_fitted_margins(states * torch.tensor(signs).float()[:, None], prompts).numpy())
+    noisy = add_probe(noisy, np.ones(len(pairs), dtype=bool), states * torch.tensor(signs).float()[:, None], prompts)
     names, groups = np.unique(labels := np.array(pairs["language"]), return_inverse=True)
     x, groups = torch.tensor(read_witness(noisy, PROBE), dtype=torch.float32), torch.tensor(groups)
     estimator, none = NoiseRateEstimator(names.tolist(), len(x)), torch.zeros(len(x), dtype=torch.bool)

@@ -46,7 +46,7 @@ def test_weights_minimise_the_penalised_loss():
 
 
 def planted(rate, pairs=1200, features=40):
-    """Differences of states of which one direction is the reward, and which labels are flipped."""
+    """Random state differences in which feature 3 is the reward, and whether each label is flipped."""
     generator = torch.Generator().manual_seed(1)
     states = torch.randn(pairs, features, generator=generator)
     states[:, 3] = states[:, 3].abs() + 0.5

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, disable_progress_bars
 
-from trl_capo.audit.mislabels import PROBE, Dynamics, LabelErrors, estimate_label_errors, read_dynamics
+from trl_capo.audit.mislabels import Dynamics, LabelErrors, estimate_label_errors, read_dynamics
 from trl_capo.audit.report import plot_rates, rate_table, report
 from trl_capo.audit.suspects import list_suspects, write_page, write_suspects
 from trl_capo.callbacks.pair_log import INFO, Log, LogInfo, read_log
 from trl_capo.common.command import need, parse, processes, run, versions
 from trl_capo.common.fingerprint import fingerprint
 from trl_capo.common.text import Rows, count, escape, text_table
-from trl_capo.core.pairs import DEFAULT_COLUMN, find_groups, parse_column
+from trl_capo.core.pairs import DEFAULT_COLUMN, PROBE, find_groups, parse_column
 from trl_capo.data.load import load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, inject_noise
 

@@ -10,16 +10,15 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from datasets import Dataset
-from scipy.special import expit, logit, softmax
+from scipy.special import expit, logit
 from scipy.stats import mannwhitneyu
 
 from trl_capo.callbacks.pair_log import Log
-from trl_capo.core.noise_model import NOISE_RATES, PESSIMISM, SLOPES
+from trl_capo.core.noise_model import NOISE_RATES, PESSIMISM, SLOPES, witness_log_likelihood
 from trl_capo.core.noise_rate import NoiseRateEstimator
-from trl_capo.core.pairs import TRUSTED, read_witness
+from trl_capo.core.pairs import PROBE, TRUSTED, read_witness
 
 COLUMNS = ("epoch", "pair", "group", "relative_reward", "confidence", "group_noise_rate", "reference_margin")
-PROBE = "probe"  # columns probe_chosen and probe_rejected, which `trl-capo annotate` writes
 FLIP_SCORE, LOOK_SCORE = 0.9, 0.3  # lowest scores with the suggestions "flip" and "look"
 WEAK_SLOPE = 0.25  # log-odds per unit of a witness where the fit finds no slope
 
@@ -115,8 +114,11 @@ def fit(witness: np.ndarray, names: np.ndarray, index: np.ndarray, trusted: np.n
     slopes = estimator._slopes.double().numpy()
     slopes = np.where(slopes == 0, np.sign(slopes[0]) * WEAK_SLOPE, slopes)[-count:]
     for place, rate in enumerate(() if known is None else known):
-        logs = np.log(rate + (1.0 - 2.0 * rate) * expit(np.outer(SLOPES, witness[index == place]))).sum(axis=1)
-        fitted = slopes[place] if np.isnan(rate) else SLOPES[(softmax(logs).cumsum() < PESSIMISM).sum()]
+        own, grid = index == place, (torch.tensor([rate]), torch.tensor(SLOPES))
+        logs = witness_log_likelihood(torch.tensor(witness[own]), *grid, torch.tensor(trusted[own] > 0)).sum(
+            dim=(0, 1)
+        )
+        fitted = slopes[place] if np.isnan(rate) else SLOPES[(logs.softmax(dim=0).cumsum(dim=0) < PESSIMISM).sum()]
         slopes[place] = max(fitted, WEAK_SLOPE)
     below = torch.softmax(estimator._carried_loglik[-count:].double(), dim=1).cumsum(dim=1).numpy()
     low, high = (np.array(NOISE_RATES)[(below < quantile).sum(axis=1)] for quantile in (0.025, 0.975))

@@ -22,6 +22,7 @@ COLUMNS = {PAIR: torch.long, GROUP: torch.long, WEIGHT: torch.float32, TRUSTED: 
 logger = get_logger(__name__)
 DEFAULT_COLUMN = "language"
 MISSING = "(none)"  # the group of pairs whose value is missing
+PROBE = "probe"  # the witness whose columns `trl-capo annotate` writes
 RESERVED = ("macro", "worst", "ties")  # metrics that stand beside the groups' own
 
 

@@ -21,7 +21,7 @@ from datasets import Dataset
 from trl import extract_prompt
 
 from trl_capo.common.command import parse, run
-from trl_capo.core.pairs import find_groups
+from trl_capo.core.pairs import PROBE, find_groups
 from trl_capo.data import edit
 from trl_capo.data.load import check_pairs
 
@@ -54,7 +54,7 @@ def inject_noise(
     rate = check_rate(rate)
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: there is no such noise. Choose one of {', '.join(KINDS)}.")
-    if "probe_chosen" in dataset.column_names:
+    if f"{PROBE}_chosen" in dataset.column_names:
         raise ValueError("probe_chosen: the probe has seen the labels without noise. Annotate after injecting noise.")
     if (kind == "flip_ambiguous") != (score_column is not None):
         raise ValueError(f"score_column={score_column!r}: 'flip_ambiguous' needs it, other kinds ({kind!r}) do not.")

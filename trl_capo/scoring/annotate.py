@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers.hf_argparser import HfArg
 
 from trl_capo.common.command import parse, run
+from trl_capo.core.pairs import PROBE
 from trl_capo.data import edit
 from trl_capo.data.load import check_pairs
 from trl_capo.data.tokenise import tokenise_all
 from trl_capo.scoring.models import load_model, resolve_model
 from trl_capo.scoring.probe import cross_fitted_margins, state_differences
 
-PROG, PROBE, MIN_PAIRS = "trl-capo annotate", "probe", 20
+PROG, MIN_PAIRS = "trl-capo annotate", 20
 
 
 @dataclass
@@ -40,10 +41,7 @@ def annotate(dataset: Dataset, args: ReferenceArguments) -> Dataset:
     Their difference is positive where a linear reward on the model's hidden states, fitted to the labels of other
     pairs, agrees with the label; it is null if the prompt alone fills `max_length`. Raises ValueError if it cannot.
     """
-    kept, states, prompts = read_states(dataset, args)
-    margins = np.full(len(kept), np.nan)
-    margins[kept] = cross_fitted_margins(states, prompts).numpy()
-    return add_probe(dataset, margins)
+    return add_probe(dataset, *read_states(dataset, args))
 
 
 def check_annotatable(dataset: Dataset) -> None:
@@ -70,8 +68,10 @@ def read_states(dataset: Dataset, args: ReferenceArguments) -> tuple[np.ndarray,
     return kept, states, torch.tensor(prompts)
 
 
-def add_probe(dataset: Dataset, margins: np.ndarray) -> Dataset:
-    """Add (N,) margins as two columns, which flips of the labels swap."""
+def add_probe(dataset: Dataset, kept: np.ndarray, states: Tensor, prompts: Tensor) -> Dataset:
+    """Judge the pairs by what `read_states` returned, and add the margins as two columns, which flips swap."""
+    margins = np.full(len(kept), np.nan)
+    margins[kept] = cross_fitted_margins(states, prompts).numpy()
     for column, sign in ((f"{PROBE}_chosen", 0.5), (f"{PROBE}_rejected", -0.5)):
         dataset = dataset.remove_columns([column] if column in dataset.column_names else [])
         dataset = dataset.add_column(column, [None if x != x else sign * x for x in margins.tolist()])

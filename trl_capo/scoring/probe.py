@@ -16,9 +16,8 @@ from trl_capo.data.tokenise import TokenisedPair
 from trl_capo.scoring.models import batches
 
 DEPTHS = (1 / 2, 5 / 6, 1)  # of the layers whose output is read; 1 is the last one
-COMPONENTS, FOLDS = 256, 5  # principal components of the states; parts of the data, each judged by the others
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # inverse variances of the weights, of which one is selected
-NEWTON_STEPS = 30
+COMPONENTS, FOLDS, NEWTON_STEPS = 256, 5, 30  # principal components; parts of the data, judged by the others
+RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # penalties to choose from
 
 
 @torch.no_grad()

@@ -22,12 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_capo.callbacks.pair_log import PairLog
 from trl_capo.common.command import versions
 from trl_capo.core.config import CAPOConfig
-from trl_capo.core.pairs import TRUSTED, WEIGHT, find_groups
+from trl_capo.core.pairs import PROBE, TRUSTED, WEIGHT, find_groups
 from trl_capo.data.edit import swap_answers
 from trl_capo.data.load import load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, inject_noise
-from trl_capo.scoring.annotate import PROBE, ReferenceArguments, add_probe, annotate, read_states
-from trl_capo.scoring.probe import cross_fitted_margins
+from trl_capo.scoring.annotate import ReferenceArguments, add_probe, annotate, read_states
 from trl_capo.study.methods import METHODS, EvaluatedPairs, StudyTrainer
 from trl_capo.study.plan import RESULT
 from trl_capo.study.results import ALL, MARGINS
@@ -84,10 +83,9 @@ def add_witness(noisy: Dataset, clean: Dataset, settings: Mapping[str, Any], mem
         np.savez(unfinished := file.with_name(f"{os.getpid()}.npz"), **found)
         os.replace(unfinished, file)
     with np.load(file) as arrays:
-        kept, states, prompts = arrays["kept"], arrays["states"], torch.tensor(arrays["prompts"])
-    margins, signs = np.full(len(kept), np.nan), np.where(np.array(noisy[IS_NOISY][:], dtype=bool)[kept], -1.0, 1.0)
-    margins[kept] = cross_fitted_margins(torch.tensor(states * signs[:, None], dtype=torch.float32), prompts).numpy()
-    return add_probe(noisy, margins)
+        kept, states, prompts = arrays["kept"], torch.tensor(arrays["states"]), torch.tensor(arrays["prompts"])
+    flipped = torch.tensor(noisy[IS_NOISY][:])[kept]
+    return add_probe(noisy, kept, torch.where(flipped[:, None], -states, states), prompts)
 
 
 def training_args(settings: Mapping[str, Any], pairs: int, noise: float, folder: Path) -> tuple[CAPOConfig, dict]:

@@ -23,11 +23,11 @@ from trl_capo.callbacks.pair_log import PairLog
 from trl_capo.callbacks.preemption import CheckpointOnSigterm, last_complete_checkpoint
 from trl_capo.common.command import model_problem, parse_with_rest, processes, run
 from trl_capo.core.config import CAPOConfig
-from trl_capo.core.pairs import PAIR, find_groups
+from trl_capo.core.pairs import PAIR, PROBE, find_groups
 from trl_capo.data.load import check_pairs, load_mixture, load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, NoiseArguments, inject_noise
 from trl_capo.data.tokenise import BAD_ROW, length_warnings, summarise_lengths, tokenise_rows
-from trl_capo.scoring.annotate import PROBE, ReferenceArguments, annotate, check_annotatable
+from trl_capo.scoring.annotate import ReferenceArguments, annotate, check_annotatable
 from trl_capo.train.card import CardTrainer
 
 logger = get_logger(__name__)
@@ -103,8 +103,7 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
         source = None if dataset_args.datasets else names | {"group_column": args.group_column} | asdict(noise_args)
         callbacks.append(PairLog(folder, source))
         callbacks[-1].check(train_dataset)
-    if asks_annotation(own_args, args):
-        check_annotatable(train_dataset)
+    if asks_annotation(own_args, args, train_dataset):
         find_groups(train_dataset, args.group_column, "train_dataset")
         given = args.per_device_eval_batch_size, args.max_length, model_args.dtype, model_args.load_in_4bit
         reference = ReferenceArguments(model, *given, args.trust_remote_code)
@@ -129,11 +128,13 @@ def _prepare(argv: Sequence[str], prepared: list[Any]) -> None:
     prepared += [trainer, callbacks[0], script_args.dataset_name]
 
 
-def asks_annotation(own_args: TrainArguments, args: CAPOConfig) -> bool:
-    """Whether the labels are to be judged first, which only an estimated noise rate uses."""
+def asks_annotation(own_args: TrainArguments, args: CAPOConfig, train: Any) -> bool:
+    """Whether to judge the labels first, which only an estimated noise rate uses; ValueError if they cannot be."""
     if own_args.annotate and args.witness not in ("none", PROBE):
         raise ValueError(f"annotate=True, witness={args.witness!r}: both are evidence about labels. Give one of them.")
-    return own_args.annotate and args.noise_rate == "auto"
+    if asked := own_args.annotate and args.noise_rate == "auto":
+        check_annotatable(train)
+    return asked
 
 
 def _tokenise(data: dict[str, Any], model: str, hub: dict[str, Any], most: int | None = None) -> None:

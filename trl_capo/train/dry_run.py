@@ -20,10 +20,9 @@ from trl.cli.accelerate_config import resolve_accelerate_config_argument
 from trl_capo.common.command import model_problem, parse_with_rest, processes, run
 from trl_capo.common.text import count, escape, text_table
 from trl_capo.core.config import CAPOConfig
-from trl_capo.core.pairs import TRUSTED, PairIndex, find_groups
+from trl_capo.core.pairs import PROBE, TRUSTED, PairIndex, find_groups
 from trl_capo.data.load import check_pairs
 from trl_capo.data.tokenise import ALL_PAIRS, length_table, length_warnings, measure_lengths
-from trl_capo.scoring.annotate import PROBE, check_annotatable
 from trl_capo.train.card import changed_options
 from trl_capo.train.command import ARGUMENT_TYPES, PROG, asks_annotation, load_data
 
@@ -45,14 +44,13 @@ def dry_run(argv: Sequence[str]) -> None:
     pairs = train if isinstance(train, Dataset) else Dataset.from_list(list(train.take(STREAM_ROWS)))
     warnings = check_pairs(pairs, "train_dataset")
     warnings += [] if evaluation is None else check_pairs(evaluation, "eval_dataset")
-    if annotates := asks_annotation(own_args, args):
-        check_annotatable(train)
-    witness = "none" if annotates else args.witness
-    PairIndex(args.group_column, witness, args.noise_rate).add_columns(train, "train_dataset")
+    annotates = asks_annotation(own_args, args, train)
+    index = PairIndex(args.group_column, "none" if annotates else args.witness, args.noise_rate)
+    index.add_columns(train, "train_dataset")
     column, labels = find_groups(pairs, args.group_column, "train_dataset")
     where = "" if pairs is train else " at the start of a stream"
     groups = f" in {count(len(set(labels)), 'group')} by {column}" if labels else ""
-    evidence = [_evidence(pairs, labels, PROBE if annotates else witness)] if args.noise_rate == "auto" else []
+    evidence = [_evidence(pairs, labels, PROBE if annotates else args.witness)] if args.noise_rate == "auto" else []
     _show("Data", [count(len(pairs), "training pair") + where + groups, *evidence])
     name, hub = model_args.model_name_or_path, {"revision": model_args.model_revision}
     hub["trust_remote_code"] = args.trust_remote_code
