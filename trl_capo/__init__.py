@@ -5,8 +5,6 @@ The public names are imported on first use, so that `trl-capo --help` does not i
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0.dev0"
-
 _MODULES = {
     "core.config": ("CAPOConfig",),
     "core.losses": ("capo_loss", "confidence_scale"),
@@ -29,9 +27,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module, metadata
+
+    if name == "__version__":
+        return metadata.version("trl-capo")
     module = next((module for module, names in _MODULES.items() if name in names), None)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f"{__name__}.{module}"), name)
