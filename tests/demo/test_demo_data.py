@@ -42,7 +42,7 @@ def test_every_split_has_every_language_and_every_kind_of_negative(splits):
 def test_chosen_is_what_django_itself_would_show(splits):
     """Oracle: `gettext` on the compiled .mo files, which the script does not read."""
     shown: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for file in demo_data.django_folder().glob("**/LC_MESSAGES/*.mo"):
+    for file in demo_data.package_folder("django").glob("**/LC_MESSAGES/*.mo"):
         with file.open("rb") as stream:
             catalogue = gettext.GNUTranslations(stream)._catalog
         for message, translation in catalogue.items():
@@ -116,4 +116,4 @@ def test_only_sure_translations_are_read(tmp_path):
         folder = tmp_path / app / "locale" / "zh_Hans" / "LC_MESSAGES"
         folder.mkdir(parents=True)
         (folder / "django.po").write_text(text, encoding="utf-8")
-    assert demo_data.read_catalogue(tmp_path, "zh-hans") == {"Red boat": "Rotes Boot"}
+    assert demo_data.read_catalogue([tmp_path], "zh-hans") == {"Red boat": "Rotes Boot"}
