@@ -57,7 +57,7 @@ def test_the_tables_have_the_numbers_of_the_margins(plan, tmp_path):
     assert tables["Noise rate estimated (true), %"]["capo, flip"] == ["21 (25)", "31 (50)", "11 (0)"]
     assert tables["Learning rates"]["capo"] == ["1", "61.0", "62.5 (chosen)"]
     assert [cell.split(" [")[0] for cell in rows["capo, flip, 1 epoch"]] == ["62.5", "+12.5", "", "50.0"]
-    plots = ["accuracy_1ep.png", "groups_clean_1ep.png", "groups_flip_1ep.png", "reward_gap_1ep.png"]
+    plots = ["accuracy_1ep.png", "groups_clean_1ep.png", "groups_flip_1ep.png"]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == plots
     assert tables["Runs"]["capo"] == ["flip", "1", "0, 1", "0.01", "6", "12", "1024"]
     write_report(replace(plan, baseline="capo"))

@@ -14,7 +14,7 @@ from study_data import GRID, TRAINING, plan_options, save_splits
 from trl_capo.study import command
 from trl_capo.study.command import slot_environment, study
 from trl_capo.study.plan import Run, StudyPlan
-from trl_capo.study.run import _end_with_study, add_noise, run
+from trl_capo.study.run import _end_with_study, add_noise, clean_labels, run
 
 TUNING = {"learning_rates": [1e-2, 1e-3], "tuning": {"noise": ["flip"], "seeds": [0]}}
 CAPO_RUN = Run("capo", "flip", 0, 1, 1e-2)
@@ -125,6 +125,20 @@ def test_trusted_pairs_have_their_labels_back():
     assert shares["de"] == pytest.approx(np.mean([row["is_noisy"] for row in train if row["language"] == "de"]))
     with pytest.raises(ValueError, match="trusted=4 needs"):
         add_noise(data, settings | {"inject": inject | {"kind": "wrong_language"}})
+
+
+@pytest.mark.parametrize("rule", ["flip_above", "drop_above"])
+def test_labels_that_a_sure_and_right_probe_contradicts_are_cleaned_and_no_others(rule):
+    data, shared = make_pairs(60), {"seed": 3, "shared": {"group_column": "language"}}
+    noisy, _ = add_noise(data, shared | {"inject": {"kind": "flip", "rate": 0.3}})
+    wrong, strength = np.array(noisy["is_noisy"]), np.random.default_rng(0).permutation(np.geomspace(0.1, 10, 60))
+    noisy = noisy.add_column("probe_chosen", np.where(wrong, -1, 1) * strength).add_column("probe_rejected", [0] * 60)
+    cleaned = clean_labels(noisy, shared | {"options": {"clean": {rule: 0.5}}})
+    found = dict(zip(cleaned["id"], cleaned["chosen"], strict=True))
+    changed = np.array([found.get(row["id"]) != row["chosen"] for row in noisy])
+    assert changed[wrong & (strength > 1)].all()
+    assert not changed[~wrong].any()
+    assert len(found) == (60 if rule == "flip_above" else 60 - changed.sum())
 
 
 @pytest.mark.slow

@@ -47,39 +47,16 @@ SHOWN = "{{ m.role }}: {{ m.content or '' }}{% for c in m.tool_calls or [] %}CAL
 NAME, ALL = (SHOWN.replace("CALL", f"{{{{ c.function{shown} | tojson }}}}") for shown in (".name", ""))
 KNOWN = f"{{% if m.role in ('user', 'assistant') %}}{ALL}{{% endif %}}"
 CALL = [{"type": "function", "function": {"name": "find", "arguments": {"city": "Bern"}}}]
+ASK, CALLS = [("user", "q")], [("assistant", None, CALL)]
+BESIDE = ALL.replace("m.content", "not m.tool_calls and m.content")
 TEMPLATES = {  # a template, the messages of prompt and chosen answer, and what is wrong with them
-    "all is shown": (ALL, [("system", "s"), ("user", "q")], [("assistant", None, CALL)], ""),
-    "system": (
-        KNOWN,
-        [("system", "s"), ("user", "q")],
-        [("assistant", "a")],
-        "leaves out `content` of 'system' messages",
-    ),
-    "beside calls": (
-        ALL.replace("m.content", "not m.tool_calls and m.content"),
-        [("user", "q")],
-        [("assistant", "a", CALL)],
-        "leaves out `content` of 'assistant' messages, such as in row 1",
-    ),
-    "unknown role": (
-        KNOWN,
-        [("user", "q")],
-        [("gpt", "a")],
-        "row 1 of d: its chat template leaves out `content` of 'gpt'",
-    ),
-    "calls": (SHOWN, [("user", "CALL find")], [("assistant", None, CALL)], "leaves out `tool_calls.function.name`"),
-    "arguments": (
-        NAME,
-        [("user", "q")],
-        [("assistant", None, CALL)],
-        "`tool_calls.function.arguments.city` of 'assistant'",
-    ),
-    "parts": (
-        ALL,
-        [("user", [{"type": "text", "text": "q"}])],
-        [("assistant", "a")],
-        "writes content in parts as Python code",
-    ),
+    "all is shown": (ALL, [("system", "s"), *ASK], CALLS, ""),
+    "system": (KNOWN, [("system", "s"), *ASK], [("assistant", "a")], "leaves out `content` of 'system' messages"),
+    "beside calls": (BESIDE, ASK, [("assistant", "a", CALL)], "leaves out `content` of 'assistant'"),
+    "unknown role": (KNOWN, ASK, [("gpt", "a")], "row 1 of d: its chat template leaves out `content` of 'gpt'"),
+    "calls": (SHOWN, [("user", "CALL find")], CALLS, "leaves out `tool_calls.function.name`"),
+    "arguments": (NAME, ASK, CALLS, "`tool_calls.function.arguments.city` of 'assistant'"),
+    "parts": (ALL, [("user", [{"type": "text", "text": "q"}])], [("assistant", "a")], "in parts as Python code"),
 }
 
 

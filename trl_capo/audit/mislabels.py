@@ -114,10 +114,8 @@ def fit(witness: np.ndarray, names: np.ndarray, index: np.ndarray, trusted: np.n
     slopes = estimator._slopes.double().numpy()
     slopes = np.where(slopes == 0, np.sign(slopes[0]) * WEAK_SLOPE, slopes)[-count:]
     for place, rate in enumerate(() if known is None else known):
-        own, grid = index == place, (torch.tensor([rate]), torch.tensor(SLOPES))
-        logs = witness_log_likelihood(torch.tensor(witness[own]), *grid, torch.tensor(trusted[own] > 0)).sum(
-            dim=(0, 1)
-        )
+        x, trust = (torch.tensor(values[index == place]) for values in (witness, trusted > 0))
+        logs = witness_log_likelihood(x, torch.tensor([rate]), torch.tensor(SLOPES), trust).sum(dim=(0, 1))
         fitted = slopes[place] if np.isnan(rate) else SLOPES[(logs.softmax(dim=0).cumsum(dim=0) < PESSIMISM).sum()]
         slopes[place] = max(fitted, WEAK_SLOPE)
     below = torch.softmax(estimator._carried_loglik[-count:].double(), dim=1).cumsum(dim=1).numpy()

@@ -58,9 +58,7 @@ def separate_prompt(pair: Mapping[str, Any]) -> dict[str, Any]:
         known = [user] if isinstance(prompt, str) else prompt or []
         whole = all(turns[0].get("role") not in ("assistant", "tool") for turns in answers)
         both = zip(answers[0][:-1], answers[1][:-1], strict=False)
-        shared = (
-            [turn for turn, _ in takewhile(lambda turns: _bare(turns[0]) == _bare(turns[1]), both)] if whole else []
-        )
+        shared = [turn for turn, _ in takewhile(lambda two: _bare(two[0]) == _bare(two[1]), both)] if whole else []
         places = [place for place, turn in enumerate(shared) if known and _bare(turn) == _bare(known[-1])]
         if places:
             prompt = known[: max(0, len(known) - places[-1] - 1)] + shared

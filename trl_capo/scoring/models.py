@@ -124,8 +124,6 @@ def answer_log_probs(
         log_probs[batch] = values
     if not np.isfinite(log_probs).all():
         raise ValueError(f"{name!r}: {(~np.isfinite(log_probs)).sum():,} log-probabilities are not finite.")
-    # Nothing predicts the very first token.
-    lengths = [
-        [len((prompt + ids)[:max_length]) - max(len(prompt), 1) for ids in answers] for prompt, *answers in pairs
-    ]
-    return log_probs, np.array(lengths)
+    starts = [max(len(pair.prompt), 1) for pair in pairs]  # nothing predicts the very first token
+    ends = [[len((prompt + ids)[:max_length]) for ids in answers] for prompt, *answers in pairs]
+    return log_probs, np.array(ends) - np.array(starts)[:, None]

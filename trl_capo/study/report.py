@@ -23,7 +23,6 @@ TABLES = [  # title, measure, format, value that stands for equality with the ba
     ("Reward gap: the mean margin", "margin", "{:.2f}", None, False),
     ("Reward gap as a multiple of {}'s", "margin", "{:.2f}", 1, False),
     ("Reward accuracy in the worst group, %", "accuracy", "{:.1f}", None, True),
-    ("Reward accuracy in {0}'s worst group, as a multiple of {0}'s", "accuracy", "{:.2f}", 1, True),
 ]
 
 
@@ -129,14 +128,8 @@ def plot_study(plan: StudyPlan, cells: Mapping[Key, Cell], folder: Path) -> dict
             methods = [method for method in plan.methods if any(method == key[1] for key in part)]
             shades = np.linspace(0.05, 0.55, len(methods)).astype(str)
             styles = {m: {"marker": MARKERS[i % len(MARKERS)], "color": shades[i]} for i, m in enumerate(methods)}
-            figures = {
-                "accuracy": ("Reward accuracy under noise", _over_noise(part, noises, styles, "accuracy")),
-                "reward_gap": ("Reward gap under noise", _over_noise(part, noises, styles, "margin")),
-            }
-            for name, (caption, figure) in figures.items():
-                columns = min(5, max(1, int(figure.get_figwidth() / (LETTER * max(map(len, methods)) + 0.5))))
-                figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns)
-                captions[save(figure, folder / f"{name}_{epochs:g}ep.png")] = f"{caption}, {count(epochs, 'epoch')}"
+            path = folder / f"accuracy_{epochs:g}ep.png"
+            captions[save(_over_noise(part, noises, styles), path)] = f"Reward accuracy, {count(epochs, 'epoch')}"
             for noise in noises:
                 own = {method: cell for (label, method), cell in part.items() if label == noise}
                 own = {m: cell for m, cell in own.items() if m == plan.baseline or cell.results[0]["noise_rates"]}
@@ -171,20 +164,21 @@ def _by_group(cells: Mapping[str, Cell], styles: Styles) -> Any:
     return figure
 
 
-def _over_noise(cells: Cells, noises: Sequence[str], styles: Styles, measure: str) -> Any:
+def _over_noise(cells: Cells, noises: Sequence[str], styles: Styles) -> Any:
     """Draw one group of markers per noise, and per method a marker with its 95 % interval; hollow with one seed."""
-    label, unit = {"accuracy": ("reward accuracy, %", 100), "margin": ("mean margin", 1)}[measure]
     figure, axes = new_figure(max(WIDTH, 1.6 + 1.9 * len(noises)), HEIGHT)
     for (noise, method), cell in cells.items():
         place = noises.index(noise) + 0.8 * ((list(styles).index(method) + 0.5) / len(styles) - 0.5)
-        found = estimate(cell, measure)
-        errors = [[unit * (found.value - found.low)], [unit * (found.high - found.value)]]
+        value, low, high = (100 * number for number in estimate(cell, "accuracy"))
+        errors = [[value - low], [high - value]]
         fill = {"markerfacecolor": "white"} if len(cell.seeds) == 1 else {}
-        axes.errorbar(place, unit * found.value, yerr=errors, **styles[method], **fill)
+        axes.errorbar(place, value, yerr=errors, **styles[method], **fill)
     for method, style in styles.items():
         axes.plot([], [], linestyle="none", label=one_line(method), **style)
     axes.set_xticks(range(len(noises)), map(one_line, noises))
     axes.vlines(np.arange(1, len(noises)) - 0.5, 0, 1, color="0.85", transform=axes.get_xaxis_transform())
     axes.grid(axis="x", visible=False)
-    axes.set(ylabel=f"{label} (95 % interval; hollow: one seed)", xlabel="noise in the training labels")
+    axes.set(ylabel="reward accuracy, % (95 % interval; hollow: one seed)", xlabel="noise in the training labels")
+    columns = min(5, max(1, int(figure.get_figwidth() / (LETTER * max(map(len, styles)) + 0.5))))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
     return figure

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_capo.audit.mislabels import Dynamics, estimate_label_errors
 from trl_capo.callbacks.pair_log import PairLog
 from trl_capo.common.command import versions
 from trl_capo.core.config import CAPOConfig
 from trl_capo.core.pairs import PROBE, TRUSTED, WEIGHT, find_groups
+from trl_capo.data.clean import CleanArguments, clean
 from trl_capo.data.edit import swap_answers
 from trl_capo.data.load import load_pairs, select_split
 from trl_capo.data.noise import IS_NOISY, inject_noise
@@ -69,16 +72,16 @@ def add_noise(train: Dataset, settings: Mapping[str, Any]) -> tuple[Dataset, dic
     return train, {ALL: float(noisy.mean())} | shares
 
 
-def add_witness(noisy: Dataset, clean: Dataset, settings: Mapping[str, Any], memory: Path) -> Dataset:
-    """Annotate the pairs of a run for `witness: probe`; runs with flips share the states of the clean pairs."""
+def add_witness(noisy: Dataset, right: Dataset, settings: Mapping[str, Any], memory: Path) -> Dataset:
+    """Annotate the pairs of a run for `witness: probe`; runs with flips share the states of the right pairs."""
     shared, training = settings["shared"], settings["shared"]["training"]
     limits = {name: training[name] for name in ("per_device_eval_batch_size", "max_length") if name in training}
     reference = ReferenceArguments(shared["model_name_or_path"], dtype=shared["model"].get("dtype", "auto"), **limits)
     if settings["inject"]["kind"] == "wrong_language":
         return annotate(noisy, reference)
-    file = memory / f"states-{len(clean)}.npz"
+    file = memory / f"states-{len(right)}.npz"
     if not file.is_file():
-        found = dict(zip(("kept", "states", "prompts"), read_states(clean, reference), strict=True))
+        found = dict(zip(("kept", "states", "prompts"), read_states(right, reference), strict=True))
         memory.mkdir(parents=True, exist_ok=True)
         np.savez(unfinished := file.with_name(f"{os.getpid()}.npz"), **found)
         os.replace(unfinished, file)
@@ -88,13 +91,20 @@ def add_witness(noisy: Dataset, clean: Dataset, settings: Mapping[str, Any], mem
     return add_probe(noisy, kept, torch.where(flipped[:, None], -states, states), prompts)
 
 
+def clean_labels(train: Dataset, settings: Mapping[str, Any]) -> Dataset:
+    """Audit annotated pairs without a run, and clean them by the method's `clean`, options of `trl-capo clean`."""
+    labels = find_groups(train, settings["shared"]["group_column"], "the training split")[1] or [""] * len(train)
+    suspects = estimate_label_errors(Dynamics(pd.DataFrame({"group": labels}), {}), train).pairs[["score"]]
+    return clean(train, suspects=suspects, rules=CleanArguments(**settings["options"]["clean"]))[0]
+
+
 def training_args(settings: Mapping[str, Any], pairs: int, noise: float, folder: Path) -> tuple[CAPOConfig, dict]:
     """Return the `CAPOConfig` of a run and its method's own options; "true_rate" becomes `noise`, a share of pairs."""
     shared, method = settings["shared"], METHODS[settings["options"]["method"]]
     options = {"report_to": "none", "save_strategy": "no", "logging_steps": 10, "disable_tqdm": True}
     options |= {"padding_free": True} | shared["training"] | method.config | method.own | settings["options"]
     options = {name: noise if value == "true_rate" else value for name, value in options.items()}
-    own = {name: options.pop(name) for name in [*method.own, "method", "pair_log"] if name in options}
+    own = {name: options.pop(name) for name in [*method.own, "method", "pair_log", "clean"] if name in options}
     batch = options.get("per_device_train_batch_size", CAPOConfig.per_device_train_batch_size)
     steps = round(settings["epochs"] * pairs / (batch * options.get("gradient_accumulation_steps", 1)))
     planned = {"output_dir": str(folder), "num_train_epochs": settings["epochs"], "max_steps": max(1, steps)}
@@ -107,10 +117,12 @@ def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train and evaluate, write the margins into the folder, and return the content of `result.json`."""
     shared, method = settings["shared"], METHODS[settings["options"]["method"]]
     parts = read_parts(shared)
-    clean, memory = parts["train"], folder.parents[1] / "memory"
-    parts["train"], shares = add_noise(clean, settings)
-    if settings["options"].get("witness") == PROBE:
-        parts["train"] = add_witness(parts["train"], clean, settings, memory)
+    right, memory = parts["train"], folder.parents[1] / "memory"
+    parts["train"], shares = add_noise(right, settings)
+    if settings["options"].get("witness") == PROBE or "clean" in settings["options"]:
+        parts["train"] = add_witness(parts["train"], right, settings, memory)
+    if "clean" in settings["options"]:
+        parts["train"] = clean_labels(parts["train"], settings)
     args, own = training_args(settings, len(parts["train"]), shares[ALL], folder)
     caches = [SequenceCache(memory / f"{name}.safetensors") for name in ("references", "hidden")]
     torch.manual_seed(args.seed)
