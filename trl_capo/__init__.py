@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from trl_capo.core.metrics import PairCallback as PairCallback
     from trl_capo.core.trainer import CAPOTrainer as CAPOTrainer
 
+    __version__: str
+else:  # hidden from type checkers, which would take any name for an object of the package
 
-def __getattr__(name: str) -> object:
-    from importlib import import_module, metadata
+    def __getattr__(name: str) -> object:
+        from importlib import import_module, metadata
 
-    if name == "__version__":
-        return metadata.version("trl-capo")
-    module = next((module for module, names in _MODULES.items() if name in names), None)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{module}"), name)
+        if name == "__version__":
+            return metadata.version("trl-capo")
+        module = next((module for module, names in _MODULES.items() if name in names), None)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{module}"), name)

@@ -47,7 +47,7 @@ def test_log_odds_and_intervals_worked_by_hand(kinds, names):
         assert (estimator._slopes > 0).all()
         evidence = evidence + estimator._slopes.numpy()[rows] * x / len(kinds)
     rates, log_odds = estimator.noise_rates.numpy().astype(float), found.pairs.sort_index()["log_odds"].to_numpy()
-    assert log_odds == pytest.approx(logit(rates[rows]) - evidence, abs=1e-5)
+    assert log_odds == pytest.approx(np.where(trusted, -20.0, logit(rates[rows]) - evidence), abs=1e-5)
     assert found.pairs["score"].to_numpy() == pytest.approx(expit(-np.sort(-log_odds)))
     places = np.digitize(found.pairs["score"], [0.3, 0.9])
     assert list(found.pairs["suggestion"]) == [("keep", "look", "flip")[place] for place in places]

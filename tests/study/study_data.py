@@ -23,4 +23,4 @@ def plan_options(model: str, data: str, output: Path, **changes) -> dict:
     options = {"model_name_or_path": model, "dataset_name": data, "output_dir": str(output)}
     options |= {"methods": {"dpo": {}, "capo": {}}, "noise": NOISE, "grid": [GRID], "learning_rates": [1e-2]}
     options |= {"training": TRAINING, "lora": LORA | {"task_type": "CAUSAL_LM"}, "model": {"dtype": "float32"}}
-    return options | {"curve_points": 2, "remember_frozen_layers": True} | changes
+    return options | {"remember_frozen_layers": True} | changes

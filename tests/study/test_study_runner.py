@@ -36,12 +36,12 @@ class Simulated:
         time.sleep(0.6 if self.fails else 0)
         best = run.learning_rate == {"dpo": 1e-2, "capo": 1e-3}[run.method]
         result = {"settings": plan.settings(run), "noise_shares": {"all": 0.0}, "noise_rates": None, "versions": {}}
-        result |= {"curve": [{"step": 3, "accuracy": 0.9 if best else 0.6}], "steps": 3, "seconds": 1.0}
+        result |= {"validation_accuracy": 0.9 if best else 0.6, "steps": 3, "seconds": 1.0}
         folder = plan.folder(run)
         folder.mkdir(parents=True)
         labels, margins = np.array(list("abcabc")), np.ones(6, np.float32) * (-1 if best else 1)
         np.savez(folder / "margins.npz", margins=margins, labels=labels)
-        (folder / "result.json").write_text(json.dumps(result | {"peak_memory_bytes": 1}))
+        (folder / "result.json").write_text(json.dumps(result))
 
 
 @pytest.fixture
@@ -93,9 +93,8 @@ def check_result(folder, result):
         assert arrays["labels"].tolist() == ["de", "sw", "日本"] * 4
         assert len(set(arrays["margins"].tolist())) == 12
     assert (folder / "pair_log" / "log.json").is_file()
-    assert [point["step"] for point in result["curve"]] == [3, 6]
+    assert 12 * result["validation_accuracy"] == pytest.approx(round(12 * result["validation_accuracy"]))
     assert 0.25 < result["noise_shares"]["de"] < 0.75
-    assert result["peak_memory_bytes"] > 2**26
     caches = sorted(path.name for path in (folder.parents[1] / "memory").iterdir())
     assert caches == ["hidden.safetensors", "references.safetensors"]
 
@@ -103,7 +102,7 @@ def check_result(folder, result):
 REAL = {"learning_rates": [1e-2], "tuning": None, "training": TRAINING | {"pair_log": True}}
 
 
-def test_a_run_has_the_injected_noise_and_a_curve_to_the_end(make_plan):
+def test_a_run_has_the_injected_noise_and_the_accuracy_on_the_validation_split(make_plan):
     plan = make_plan(**REAL)
     folder = plan.folder(CAPO_RUN)
     folder.mkdir(parents=True)
@@ -133,12 +132,13 @@ def test_labels_that_a_sure_and_right_probe_contradicts_are_cleaned_and_no_other
     noisy, _ = add_noise(data, shared | {"inject": {"kind": "flip", "rate": 0.3}})
     wrong, strength = np.array(noisy["is_noisy"]), np.random.default_rng(0).permutation(np.geomspace(0.1, 10, 60))
     noisy = noisy.add_column("probe_chosen", np.where(wrong, -1, 1) * strength).add_column("probe_rejected", [0] * 60)
-    cleaned = clean_labels(noisy, shared | {"options": {"clean": {rule: 0.5}}})
+    cleaned, shares = clean_labels(noisy, shared | {"options": {"clean": {rule: 0.5}}})
     found = dict(zip(cleaned["id"], cleaned["chosen"], strict=True))
     changed = np.array([found.get(row["id"]) != row["chosen"] for row in noisy])
     assert changed[wrong & (strength > 1)].all()
     assert not changed[~wrong].any()
     assert len(found) == (60 if rule == "flip_above" else 60 - changed.sum())
+    assert shares["all"] == pytest.approx((wrong & ~changed).sum() / len(found))
 
 
 @pytest.mark.slow

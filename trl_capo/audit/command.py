@@ -62,7 +62,9 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     data = _find_data(log, source, dataset)
     columns = [] if data is None else data.column_names
     if not log and f"{PROBE}_chosen" not in columns:
-        raise ValueError(f"{args.dataset_name!r} has no column {PROBE}_chosen: run `trl-capo annotate` or name a log.")
+        raise ValueError(
+            f"dataset_name={args.dataset_name!r}: no log and no column {PROBE}_chosen. Run `trl-capo annotate`."
+        )
     info = log.info if log else LogInfo(len(data), fingerprint(data))
     dynamics = read_dynamics(log) if log else Dynamics(pd.DataFrame({"group": ""}, index=range(info.pairs)), {})
     group_name, dynamics = _find_groups(parse_column(args.group_column), log, source, data, dynamics)

@@ -78,7 +78,7 @@ def estimate_label_errors(dynamics: Dynamics, data: Dataset | None = None) -> La
     """Estimate which labels are wrong: the log-odds are logit(noise rate) minus the mean of the evidence.
 
     Evidence is `mean_margin`, if `dynamics` has it, and the probe, if `data`, the data set, has its columns. Noise
-    rates are the probe's, or else CAPO's, or else the log's. The fits trust labels that `data` marks as trusted.
+    rates are the probe's, or else CAPO's, or else the log's. Labels that `data` marks as trusted have the score 0.
     """
     pairs, columns, fits = dynamics.pairs, [] if data is None else data.column_names, []
     names, index = np.unique(pairs["group"].to_numpy(object), return_inverse=True)
@@ -95,6 +95,7 @@ def estimate_label_errors(dynamics: Dynamics, data: Dataset | None = None) -> La
     rates, low, high, _ = fits[-1]
     rates = rates if "probe" in pairs else np.where(np.isnan(trained), rates, trained)
     log_odds = logit(rates.clip(1e-4, 1.0 - 1e-4))[index] - np.mean([evidence for *_, evidence in fits], axis=0)
+    log_odds = np.where(trusted > 0, -20.0, log_odds)
     score = expit(log_odds)
     suggestion = np.select([score >= FLIP_SCORE, score >= LOOK_SCORE], ["flip", "look"], "keep")
     pairs = pairs.assign(log_odds=log_odds, score=score, suggestion=suggestion)

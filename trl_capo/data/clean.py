@@ -151,6 +151,8 @@ def _run(argv: Sequence[str]) -> None:
     if "suspects" in tables and plan["score"].isna().any():
         print(f"{plan['score'].isna().sum():,} of {len(plan):,} pairs have no score; no rule applies to them.")
     changed = plan[plan["decision"] != "keep"].reset_index()
+    if any(getattr(args, option) is not None for option in RULES):
+        print("Labels that were changed by score agree with what judged them: noise rates found later are too low.")
     ids = dataset.select(changed["pair"])["id"] if "id" in dataset.column_names else [None] * len(changed)
     ids = [name if isinstance(name, int | str | None) else str(name) for name in ids]
     changed.insert(1, "id", pd.Series(ids, dtype=object))

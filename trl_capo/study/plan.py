@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from trl_capo.core.pairs import parse_column
+from trl_capo.data.clean import RULES
 from trl_capo.study.methods import METHODS
 
 RESULT = "result.json"
@@ -57,7 +58,6 @@ class StudyPlan:
     train_pairs: int | None = None
     validation_pairs: int | None = None
     test_pairs: int | None = None
-    curve_points: int = 4
     remember_frozen_layers: bool = False
 
     def __post_init__(self) -> None:
@@ -75,6 +75,8 @@ class StudyPlan:
                 fixed = {"max_length", "truncation_mode"} | ({"loss_type", "loss_weights"} if method.loss else set())
                 if wrong := fixed & set(options):
                     raise ValueError(f"methods: {label}: {', '.join(wrong)} cannot be set for this method")
+                if wrong := {*options.get("clean", {})} - {*RULES}:
+                    raise ValueError(f"methods: {label}: clean: {', '.join(wrong)} is none of {', '.join(RULES)}")
                 if method.needs_whole_batch and (self.training | options).get("gradient_accumulation_steps", 1) != 1:
                     raise ValueError(f"methods: {label} needs whole batches, so gradient_accumulation_steps must be 1")
         except (KeyError, TypeError, AttributeError) as error:
@@ -153,7 +155,7 @@ class StudyPlan:
         for run in self.tuning_runs():
             result = self.result(run)
             accuracies = found[run.method, run.epochs].setdefault(run.learning_rate, [])
-            accuracies.append(result["curve"][-1]["accuracy"] if result else math.nan)
+            accuracies.append(result["validation_accuracy"] if result else math.nan)
         means = {budget: {rate: fmean(values) for rate, values in rates.items()} for budget, rates in found.items()}
         return {budget: rates for budget, rates in means.items() if rates and not math.isnan(sum(rates.values()))}
 

@@ -27,11 +27,10 @@ TABLES = [  # title, measure, format, value that stands for equality with the ba
 
 
 def write_report(plan: StudyPlan) -> Rows:
-    """Write results.csv, results.parquet, report.md and the plots of the finished runs; return a table of them."""
+    """Write results.csv, report.md and the plots of the finished runs; return a table of them."""
     cells, folder = read_cells(plan), Path(plan.output_dir)
     table = tidy_table(cells)
     table.to_csv(folder / "results.csv", index=False, lineterminator="\r\n")
-    table.to_parquet(folder / "results.parquet")
     finished = sum(len(cell.seeds) for cell in cells.values())
     planned = len(plan.grid_runs(dict.fromkeys(plan.budgets(), 0.0)))
     lines = [
@@ -48,10 +47,6 @@ def write_report(plan: StudyPlan) -> Rows:
         lines.append(f"\n## {count(epochs, 'epoch')}\n")
         lines += _tables(plan, {key[1:]: cell for key, cell in cells.items() if key[0] == epochs})
         lines += _noise_rates(part)
-    grouped = table[table["group"] == ALL].astype({"seed": str}).groupby(["method", "noise", "epochs"], sort=False)
-    shown = {"seed": ", ".join, "learning_rate": "first", "steps": "first", "seconds": "mean", "peak_memory_mb": "max"}
-    made = grouped.agg(shown).round({"seconds": 0}).reset_index()
-    lines += ["## Runs\n", markdown_table([made.columns, *made.to_numpy(dtype=object)], _cell), ""]
     lines += _learning_rates(plan)
     lines += [f"![{caption}]({plot})" for plot, caption in plot_study(plan, cells, folder).items()]
     versions = table.filter(like="version_").drop_duplicates().rename(columns=lambda name: name[len("version_") :])

@@ -74,7 +74,6 @@ def tidy_table(cells: Mapping[Key, Cell]) -> pd.DataFrame:
                 row["noise_rate_estimate"] = (result["noise_rates"] or {}).get(group)
                 row["noise_rate_true"] = result["noise_shares"].get(group)
                 row |= {"steps": result["steps"], "seconds": round(result["seconds"], 1)}
-                row["peak_memory_mb"] = round(result["peak_memory_bytes"] / 2**20)
                 rows.append(row | {f"version_{name}": number for name, number in result["versions"].items()})
     return pd.DataFrame(rows)
 

@@ -5,7 +5,6 @@ A run is finished when it has written `result.json`. It ends with its standard i
 
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -35,8 +34,6 @@ from trl_capo.study.plan import RESULT
 from trl_capo.study.results import ALL, MARGINS
 from trl_capo.study.speed import FrozenLayers, SequenceCache
 
-CURVE = {"step": "step", "accuracy": "eval_rewards/accuracies", "margin": "eval_rewards/margins"}
-
 
 def read_parts(shared: Mapping[str, Any]) -> dict[str, Dataset]:
     """Return the pairs of a study for "train", "validation" and "test"."""
@@ -50,10 +47,7 @@ def read_parts(shared: Mapping[str, Any]) -> dict[str, Dataset]:
 
 
 def add_noise(train: Dataset, settings: Mapping[str, Any]) -> tuple[Dataset, dict[str, float]]:
-    """Inject the noise of a run, and return the share of changed pairs in total and by group.
-
-    The option `trusted` is a number of pairs per group, drawn at random, whose labels are restored and trusted.
-    """
+    """Inject noise, and restore and trust `trusted` labels per group; return the shares of wrong labels."""
     column, inject, seed = settings["shared"]["group_column"], dict(settings["inject"]), settings["seed"]
     checked = inject.pop("trusted", 0)
     if checked and inject["kind"] != "flip":
@@ -68,8 +62,14 @@ def add_noise(train: Dataset, settings: Mapping[str, Any]) -> tuple[Dataset, dic
         noisy[trusted] = False
         mark = np.isin(np.arange(len(train)), trusted)
         train = train.add_column(IS_NOISY, noisy).add_column(TRUSTED, mark)
+    return train, noise_shares(train, labels)
+
+
+def noise_shares(train: Dataset, labels: np.ndarray) -> dict[str, float]:
+    """Return the share of wrong labels in total and by group, given each pair's group."""
+    noisy = np.array(train[IS_NOISY][:], dtype=bool)
     shares = {group: float(noisy[labels == group].mean()) for group in sorted(set(labels.tolist()) - {""})}
-    return train, {ALL: float(noisy.mean())} | shares
+    return {ALL: float(noisy.mean())} | shares
 
 
 def add_witness(noisy: Dataset, right: Dataset, settings: Mapping[str, Any], memory: Path) -> Dataset:
@@ -91,11 +91,12 @@ def add_witness(noisy: Dataset, right: Dataset, settings: Mapping[str, Any], mem
     return add_probe(noisy, kept, torch.where(flipped[:, None], -states, states), prompts)
 
 
-def clean_labels(train: Dataset, settings: Mapping[str, Any]) -> Dataset:
-    """Audit annotated pairs without a run, and clean them by the method's `clean`, options of `trl-capo clean`."""
+def clean_labels(train: Dataset, settings: Mapping[str, Any]) -> tuple[Dataset, dict[str, float]]:
+    """Audit annotated pairs and clean them by the method's `clean`; return the shares that are still wrong."""
     labels = find_groups(train, settings["shared"]["group_column"], "the training split")[1] or [""] * len(train)
     suspects = estimate_label_errors(Dynamics(pd.DataFrame({"group": labels}), {}), train).pairs[["score"]]
-    return clean(train, suspects=suspects, rules=CleanArguments(**settings["options"]["clean"]))[0]
+    train, plan = clean(train, suspects=suspects, rules=CleanArguments(**settings["options"]["clean"]))
+    return train, noise_shares(train, np.array(labels)[plan["decision"] != "drop"])
 
 
 def training_args(settings: Mapping[str, Any], pairs: int, noise: float, folder: Path) -> tuple[CAPOConfig, dict]:
@@ -108,7 +109,6 @@ def training_args(settings: Mapping[str, Any], pairs: int, noise: float, folder:
     batch = options.get("per_device_train_batch_size", CAPOConfig.per_device_train_batch_size)
     steps = round(settings["epochs"] * pairs / (batch * options.get("gradient_accumulation_steps", 1)))
     planned = {"output_dir": str(folder), "num_train_epochs": settings["epochs"], "max_steps": max(1, steps)}
-    planned |= {"eval_strategy": "steps", "eval_steps": max(1, steps // shared["curve_points"])}
     planned |= {name: settings[name] for name in ("learning_rate", "seed")} | {"group_column": shared["group_column"]}
     return CAPOConfig(**options, **planned), {name: own[name] for name in method.own}
 
@@ -122,7 +122,7 @@ def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     if settings["options"].get("witness") == PROBE or "clean" in settings["options"]:
         parts["train"] = add_witness(parts["train"], right, settings, memory)
     if "clean" in settings["options"]:
-        parts["train"] = clean_labels(parts["train"], settings)
+        parts["train"], shares = clean_labels(parts["train"], settings)
     args, own = training_args(settings, len(parts["train"]), shares[ALL], folder)
     caches = [SequenceCache(memory / f"{name}.safetensors") for name in ("references", "hidden")]
     torch.manual_seed(args.seed)
@@ -144,23 +144,21 @@ def run(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     started = time.perf_counter()
     trainer.train() if settings["epochs"] else trainer.evaluate(parts["train"])
-    if not settings["epochs"] or args.max_steps % args.eval_steps:
-        trainer.evaluate()  # the curve ends with the training
     seconds = time.perf_counter() - started
+    validation = trainer.evaluate()
     evaluated.margins.clear()
     trainer.evaluate(parts["test"], metric_key_prefix="test")
     margins, labels = zip(*(evaluated.margins[pair] for pair in sorted(evaluated.margins)), strict=True)
     np.savez(folder / MARGINS, margins=np.array(margins, dtype=np.float32), labels=np.array(labels))
     for cache in caches:
         cache.save()
-    rates, log = trainer.noise_rate_estimator, trainer.state.log_history
+    rates = trainer.noise_rate_estimator
     return {
         "settings": settings,
         "noise_shares": shares,
         "steps": trainer.state.global_step,
         "seconds": seconds,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(0).ru_maxrss,
-        "curve": [{n: entry[key] for n, key in CURVE.items()} for entry in log if "eval_loss" in entry],
+        "validation_accuracy": validation["eval_rewards/accuracies"],
         "noise_rates": rates and {ALL: float(rates.noise_rates[0])} | rates.by_group(),
         "versions": versions(),
     }

@@ -97,6 +97,7 @@ function describe(row) {
     seen: times(row.epochs),
   };
   $("dynamics").replaceChildren(...Object.entries(facts).map(([name, value]) => element("div", element("dt", name), element("dd", value))));
+  $("dynamics").hidden = row.epochs == null; // there was no training run
   const answers = [row.chosen ?? "", row.rejected ?? ""];
   const [chosen, rejected] = marking ? different(...answers) : answers;
   for (const [id, text] of Object.entries({ prompt: row.prompt ?? "", chosen, rejected })) {
