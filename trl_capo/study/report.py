@@ -165,15 +165,15 @@ def _over_noise(cells: Cells, noises: Sequence[str], styles: Styles) -> Any:
     for (noise, method), cell in cells.items():
         place = noises.index(noise) + 0.8 * ((list(styles).index(method) + 0.5) / len(styles) - 0.5)
         value, low, high = (100 * number for number in estimate(cell, "accuracy"))
-        errors = [[value - low], [high - value]]
         fill = {"markerfacecolor": "white"} if len(cell.seeds) == 1 else {}
-        axes.errorbar(place, value, yerr=errors, **styles[method], **fill)
+        axes.errorbar(place, value, yerr=[[value - low], [high - value]], **styles[method], **fill)
     for method, style in styles.items():
         axes.plot([], [], linestyle="none", label=one_line(method), **style)
     axes.set_xticks(range(len(noises)), map(one_line, noises))
     axes.vlines(np.arange(1, len(noises)) - 0.5, 0, 1, color="0.85", transform=axes.get_xaxis_transform())
     axes.grid(axis="x", visible=False)
-    axes.set(ylabel="reward accuracy, % (95 % interval; hollow: one seed)", xlabel="noise in the training labels")
+    axes.set(xlim=(-0.5, len(noises) - 0.5), xlabel="noise in the training labels")
+    axes.set_ylabel("reward accuracy, % (95 % interval; hollow: one seed)")
     columns = min(5, max(1, int(figure.get_figwidth() / (LETTER * max(map(len, styles)) + 0.5))))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
     return figure
