@@ -53,6 +53,7 @@ MISTAKES = [
     ({"methods": {"capo": {}}, "grid": [GRID | {"methods": ["capo"]}]}, "baseline='dpo' is not one of the methods"),
     ({"noise": {"clean": NOISE["clean"]}}, "misplaced: 'flip'"),
     ({"learning_rates": [1e-3, 1e-2]}, "needs tuning runs"),
+    ({"methods": {"dpo": {}, "capo": {"clean": {"weight": True}}}}, "clean: weight is none of drop_top"),
 ]  # fmt: skip
 
 
