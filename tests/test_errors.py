@@ -78,7 +78,7 @@ MISTAKES = {
     "clean_rule_without_scores": ("clean", {"drop_top": "10%"}, "suspects with a rule"),
     "clean_other_data": ("clean", {"decisions": "other.jsonl"}, "fingerprint"),
     "audit_no_log": ("audit", {"run": "data"}, "log.json"),
-    "audit_no_probe": ("audit", {"dataset_name": "good.jsonl"}, "no column probe_chosen: run `trl-capo annotate`"),
+    "audit_no_probe": ("audit", {"dataset_name": "good.jsonl"}, "no column probe_chosen. Run `trl-capo annotate`"),
     "audit_log_of_other_data": ("audit", {"run": "trained", "dataset_name": "good.jsonl"}, "good.jsonl"),
     "study_unknown_method": ("study", {"methods": {"dpo": {"method": "cpo"}}}, "no such method"),
     "study_missing_noise": ("study", {"noise": {}}, "'n'"),
