@@ -109,6 +109,14 @@ def test_annotated_data_are_audited_with_and_without_a_log(tmp_path):
     assert ["Evidence: the probe" in texts[0], "run and the probe" in texts[1]] == [True, True]
 
 
+@pytest.mark.parametrize("checked", [0, 20])
+def test_a_probe_that_knows_nothing_is_reported_also_beside_trusted_labels(checked, tmp_path):
+    margins = np.random.default_rng(0).normal(size=300)
+    data = make_pairs(300).add_column("probe_chosen", margins).add_column("probe_rejected", np.zeros(300))
+    data = data.add_column("trusted", np.arange(300) < checked)
+    assert "The probe knows nothing" in audit(AuditArguments(output_dir=str(tmp_path)), data).warnings[0]
+
+
 def test_auroc_is_the_share_of_pairs_in_the_right_order():
     """Wrong labels with scores of 3 and 2 beside right ones with 2 and 1: three comparisons and a half of four."""
     scores = np.array([3.0, 2.0, 2.0, 1.0])

@@ -94,7 +94,7 @@ def audit(args: AuditArguments, dataset: Dataset | None = None) -> Audit:
     fault = f"{count(unseen, 'pair')} of {info.pairs:,} not ranked: too long, not reached, or not logged."
     warnings = [fault] if unseen else []
     warnings += ["The log names no data set, so the files have no texts. Give dataset_name."] if data is None else []
-    if not log and errors.pairs.groupby("group")["log_odds"].nunique().max() == 1:
+    if not log and errors.pairs.query("score > 1e-6").groupby("group")["log_odds"].nunique().max() == 1:  # untrusted
         warnings.append("The probe knows nothing about these labels, so neither order nor rates mean anything.")
     packages = ", ".join(map(" ".join, versions().items()))
     note = f"Evidence: {' and '.join(evidence)}. Data: {source.get('dataset_name')}. Versions: {packages}."
