@@ -47,16 +47,17 @@ SHOWN = "{{ m.role }}: {{ m.content or '' }}{% for c in m.tool_calls or [] %}CAL
 NAME, ALL = (SHOWN.replace("CALL", f"{{{{ c.function{shown} | tojson }}}}") for shown in (".name", ""))
 KNOWN = f"{{% if m.role in ('user', 'assistant') %}}{ALL}{{% endif %}}"
 CALL = [{"type": "function", "function": {"name": "find", "arguments": {"city": "Bern"}}}]
-ASK, CALLS = [("user", "q")], [("assistant", None, CALL)]
+ASK, CALLS, PARTS = [("user", "q")], [("assistant", None, CALL)], [{"type": "text", "text": "q"}]
+CONTENT = "leaves out `content` of 'assistant' messages, such as in row 1"
 BESIDE = ALL.replace("m.content", "not m.tool_calls and m.content")
 TEMPLATES = {  # a template, the messages of prompt and chosen answer, and what is wrong with them
     "all is shown": (ALL, [("system", "s"), *ASK], CALLS, ""),
     "system": (KNOWN, [("system", "s"), *ASK], [("assistant", "a")], "leaves out `content` of 'system' messages"),
-    "beside calls": (BESIDE, ASK, [("assistant", "a", CALL)], "leaves out `content` of 'assistant'"),
+    "beside calls": (BESIDE, ASK, [("assistant", "a", CALL)], CONTENT),
     "unknown role": (KNOWN, ASK, [("gpt", "a")], "row 1 of d: its chat template leaves out `content` of 'gpt'"),
     "calls": (SHOWN, [("user", "CALL find")], CALLS, "leaves out `tool_calls.function.name`"),
     "arguments": (NAME, ASK, CALLS, "`tool_calls.function.arguments.city` of 'assistant'"),
-    "parts": (ALL, [("user", [{"type": "text", "text": "q"}])], [("assistant", "a")], "in parts as Python code"),
+    "parts": (ALL, [("user", PARTS)], [("assistant", "a")], "writes content in parts as Python code"),
 }
 
 
