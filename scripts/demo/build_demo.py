@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,8 @@ def build_part(folder: Path, settings: dict, write: Callable[[Path], None]) -> b
     return True
 
 
-def build_data(folder: Path, sources: list[str] | None = None, **options: Any) -> dict:
+def build_data(folder: Path, sources: Sequence[str] = demo_data.SOURCES, **options: Any) -> dict:
     """Build the data unless they are there; return the settings that they were built with."""
-    sources = sources or ["django"]
     settings = {"recipe": RECIPE, "packages": package_versions([*sources, "polib"])} | options
     build_part(folder, settings, lambda path: demo_data.write_data(path, sources, **options))
     return settings
@@ -83,7 +82,7 @@ def main() -> None:
     parser.add_argument("--languages", nargs="+", choices=demo_data.LANGUAGES, default=[*demo_data.LANGUAGES])
     parser.add_argument("--english", action="store_true", help="all rejected answers are the English message")
     parser.add_argument("--pairs", nargs=3, type=int, help="at most so many in train, validation and test")
-    parser.add_argument("--sources", nargs="+", default=["django"], help="packages with translations")
+    parser.add_argument("--sources", nargs="+", default=demo_data.SOURCES, help="packages with translations")
     args = parser.parse_args()
     options = {name: vars(args)[name] for name in ("seed", "held_out", "languages", "english", "pairs", "sources")}
     try:

@@ -41,6 +41,7 @@ LANGUAGES = {  # Django's code: the English name, and the languages that serve a
 }
 COUNTRIES = {"zh-hans": ["zh_CN"], "zh-hant": ["zh_TW"], "uk": ["uk_UA"]}  # what `sphinx` calls them
 SPLITS = ("train", "validation", "test")
+SOURCES = ("django",)  # packages with translations
 HELD_OUT = 0.08  # share of the pairs in each of `validation` and `test`; the rest is `train`
 LARGEST_GROUP = 0.05  # of a held-out split, so that it covers many topics
 LONGEST_MESSAGE = 50  # letters; longer messages would take most of the time of a run on a CPU
@@ -215,7 +216,7 @@ def make_splits(
     return {name: sorted(rows, key=lambda row: draw(seed, "order", row["id"])) for name, rows in splits.items()}
 
 
-def write_data(folder: Path, sources: list[str], pairs: list[int] | None = None, **options: Any) -> None:
+def write_data(folder: Path, sources: Iterable[str], pairs: list[int] | None = None, **options: Any) -> None:
     """Write a `.jsonl` file per split into `folder`, each of at most as many rows as `pairs` says."""
     splits = make_splits([package_folder(name) for name in sources], **options)
     for (split, rows), most in zip(splits.items(), pairs or 3 * [None], strict=True):
