@@ -46,5 +46,5 @@ class KeepEstimates(TrainerCallback):
         self.states.append(estimator.state()["args"])
         self.temperatures.append(estimator._temperature_posterior.tolist())
         names = [None, *estimator.group_names]
-        known = (estimator.noise_rates, estimator._slopes, estimator._mean_scales(torch.arange(len(names)) - 1))
+        known = (estimator._used_rates, estimator._slopes, estimator._mean_scales(torch.arange(len(names)) - 1))
         self.known.append([dict(zip(names, values.tolist(), strict=True)) for values in known])

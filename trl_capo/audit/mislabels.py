@@ -46,8 +46,7 @@ def read_dynamics(log: Log) -> Dynamics:
     rows = pa.Table.from_batches(log.batches(COLUMNS)).unify_dictionaries().to_pandas()
     rows["group"] = rows["group"].astype(object).where(rows["group"].notna(), "")
     rates = rows.drop_duplicates("group", keep="last").set_index("group")["group_noise_rate"]
-    passes = rows[np.isfinite(rows["relative_reward"])].drop_duplicates(["pair", "epoch"])
-    if passes.empty:
+    if (passes := rows[np.isfinite(rows["relative_reward"])].drop_duplicates(["pair", "epoch"])).empty:
         raise ValueError(f"{str(log.folder)!r}: no pair in the log has a finite relative reward.")
     margin = passes["relative_reward"].astype(float)
     confidence = passes["confidence"].astype(float) if rows["group_noise_rate"].any() else expit(margin)

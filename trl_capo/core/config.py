@@ -47,8 +47,7 @@ class CAPOConfig(DPOConfig):
         if isinstance(self.noise_rate, str) and self.noise_rate != "auto":
             with contextlib.suppress(ValueError):  # the check below names a value that is not a number
                 self.noise_rate = float(self.noise_rate)
-        problems = _problems(self)
-        if problems:
+        if problems := _problems(self):
             raise ValueError("CAPOConfig cannot be used as it is:\n" + "\n".join(f"- {line}" for line in problems))
 
 
@@ -67,10 +66,9 @@ def check_adapters(model: object) -> None:
             changes = f"bias={bias!r}, init_lora_weights={start!r}, layer_replication={layers} changes the base"
             raise ValueError(f"peft_config of adapter {name!r}: {changes}, the reference. Pass a ref_model instead.")
     if "ref" in getattr(model, "peft_config", {}):  # TRL copies no weights with other names into the reference
-        for name in (name for name, weight in model.named_parameters() if weight.requires_grad):
-            if ".default." not in name:
-                problem = "is trained, and the reference would not start from it: merge the adapter first."
-                raise ValueError(f"{name} {problem}")
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and ".default." not in name:
+                raise ValueError(f"{name} is trained, but the reference starts without it: merge the adapter first.")
 
 
 def _is_number(value: object) -> bool:

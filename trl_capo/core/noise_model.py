@@ -70,18 +70,18 @@ def fit_noise_rates(
         window_loglik: (1 + G, E, T) sums over the pairs of the current window.
 
     Returns:
-        (1 + G,) posterior mean rates, 0.25 while nothing is known; (1 + G, E), the `carried_loglik` of the next window
-        if this one ends; and (T,) the posterior of this window's temperature.
+        (1 + G, E) posteriors of the rates, of mean 0.25 for all pairs while nothing is known; (1 + G, E), the
+        `carried_loglik` of the next window if this one ends; and (T,) the posterior of this window's temperature.
     """
     prior = torch.log_softmax(-0.5 * (torch.log(temperatures) / LOG_TEMPERATURE_STD) ** 2, dim=0)
     joint = carried_loglik[0][:, None] + window_loglik[0] + prior
     posterior = torch.softmax(joint.flatten(), dim=0).view_as(joint)
-    overall = (posterior.sum(dim=1) * noise_rates).sum()
+    overall = posterior.sum(dim=1)
     temperature_posterior = posterior.sum(dim=0)
     of_groups = torch.logsumexp(window_loglik[1:] + torch.log(temperature_posterior), dim=2)
     loglik = carried_loglik + torch.cat([torch.logsumexp(window_loglik[:1] + prior, dim=2), of_groups])
-    group_rates = _fit_group_rates(loglik[1:], overall, noise_rates)
-    return torch.cat([overall[None], group_rates]), loglik, temperature_posterior
+    of_groups = _fit_group_rates(loglik[1:], (overall * noise_rates).sum(), noise_rates)
+    return torch.cat([overall[None], of_groups]), loglik, temperature_posterior
 
 
 def _group_prior(overall: Tensor, noise_rates: Tensor) -> Tensor:
@@ -92,10 +92,10 @@ def _group_prior(overall: Tensor, noise_rates: Tensor) -> Tensor:
 
 
 def _fit_group_rates(loglik: Tensor, overall: Tensor, noise_rates: Tensor) -> Tensor:
-    """Compute (G,) posterior means; the prior, a mixture of betas around the overall rate, is fitted to all groups."""
+    """Compute (G, E) posteriors; the prior, a mixture of betas around the overall rate, is fitted to all groups."""
     joint = _group_prior(overall[None], noise_rates) + loglik  # (strengths, G, E)
     prior_posterior = torch.softmax(torch.logsumexp(joint, dim=2).sum(dim=1), dim=0)
-    return prior_posterior @ (torch.softmax(joint, dim=2) * noise_rates).sum(dim=2)
+    return torch.einsum("s,sge->ge", prior_posterior, torch.softmax(joint, dim=2))
 
 
 def witness_log_likelihood(witness: Tensor, noise_rates: Tensor, slopes: Tensor, trusted: Tensor) -> Tensor:

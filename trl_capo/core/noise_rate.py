@@ -49,7 +49,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         self._temperature_posterior = torch.zeros(temperatures)  # of the last finished window; 0: nothing is known
         self._scale_sums = torch.zeros(rows, 2)  # of scales, and of pairs
         self._first_log_odds = torch.full((pairs,), torch.nan, dtype=torch.float16)
-        self.noise_rates = self._fit_rates()[0][:1].repeat(rows)
+        self.noise_rates, self._used_rates = self._rate_grid.mean().repeat(rows), self._rate_grid.mean().repeat(rows)
         values = load(base64.b64decode(saved)) if isinstance(saved, str) else {}
         if saved is not None and values.keys() != set(self._SAVED):
             raise ValueError("resume_from_checkpoint: an earlier trl-capo wrote it, so start from the model.")
@@ -57,7 +57,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         self._in_first_epoch, self._step = True, []
 
     _SAVED = ("_carried_loglik", "_window_loglik", "_slopes", "_window_pairs", "_temperature_posterior")
-    _SAVED += ("_scale_sums", "_first_log_odds", "noise_rates")
+    _SAVED += ("_scale_sums", "_first_log_odds", "noise_rates", "_used_rates")
 
     def state(self) -> dict[str, Any]:
         saved = base64.b64encode(save({name: getattr(self, name).cpu() for name in self._SAVED})).decode()
@@ -86,7 +86,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         loglik[0] = loglik.sum(dim=0)
         self._carried_loglik, self._slopes = noise_model.fit_witness(loglik, *grid)
         if self._slopes.any():
-            self.noise_rates = self._fit_rates()[0]
+            self._fit_rates()
 
     def group_rates(self, groups: Tensor) -> Tensor:
         """Return each pair's group rate, (B,); the overall rate for groups absent from training, and for -1."""
@@ -104,13 +104,13 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         rows = self._rows(groups)
         first = torch.zeros_like(witness) if pairs is None else self._first_log_odds[pairs].float().nan_to_num()
         log_odds = torch.where(self._slopes[rows] == 0, first, self._slopes[rows] * witness)
-        rates = torch.sigmoid(torch.logit(self.noise_rates[rows]) - log_odds).clamp(max=0.5).masked_fill(trusted, 0.0)
+        rates = torch.sigmoid(torch.logit(self._used_rates[rows]) - log_odds).clamp(max=0.5).masked_fill(trusted, 0.0)
         return rates, (1.0 - 2.0 * rates) / self._mean_scales(groups)
 
     def _mean_scales(self, groups: Tensor) -> Tensor:
         """Return the running mean m of the scales of each pair's group before they are divided by it, (B,)."""
         rows, (scales, pairs) = self._rows(groups), self._scale_sums.unbind(dim=1)
-        mean = (scales + PRIOR_PAIRS * (1.0 - 2.0 * self.noise_rates)) / (pairs + PRIOR_PAIRS)
+        mean = (scales + PRIOR_PAIRS * (1.0 - 2.0 * self._used_rates)) / (pairs + PRIOR_PAIRS)
         return mean.clamp(min=MIN_MEAN_SCALE)[rows]
 
     def add(self, rho: Tensor, scale: Tensor, groups: Tensor, pairs: Tensor | None, trusted: Tensor) -> None:
@@ -144,16 +144,20 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         if self.pairs:
             new = known & self._first_log_odds[pairs].isnan()
             self._first_log_odds[pairs[new]] = first[new].to(self._first_log_odds.dtype)
-        self.noise_rates, loglik, posterior = self._fit_rates()
+        loglik, posterior = self._fit_rates()
         ends = self._window_pairs >= WINDOW_PAIRS  # a tensor, so that the CPU need not wait for a GPU
         self._carried_loglik = torch.where(ends, loglik, self._carried_loglik)
         self._temperature_posterior = torch.where(ends, posterior, self._temperature_posterior)
         self._window_loglik = torch.where(ends, 0.0, self._window_loglik)
         self._window_pairs = torch.where(ends, 0, self._window_pairs)
 
-    def _fit_rates(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _fit_rates(self) -> tuple[Tensor, Tensor]:
+        """Fit the rates; a group whose labels are more likely than not all right is trained with rate 0, as in DPO."""
         logliks = (self._carried_loglik, self._window_loglik)
-        return noise_model.fit_noise_rates(*logliks, self._rate_grid, self._temperature_grid)
+        posterior, *rest = noise_model.fit_noise_rates(*logliks, self._rate_grid, self._temperature_grid)
+        self.noise_rates = posterior @ self._rate_grid
+        self._used_rates = self.noise_rates.masked_fill(posterior[:, 0] > 0.5, 0.0)
+        return tuple(rest)
 
     def _rows(self, groups: Tensor) -> Tensor:
         """Return the row, (B,), of each pair's group in the fits, or 0 (all pairs) if training lacks the group."""

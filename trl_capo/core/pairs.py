@@ -55,8 +55,7 @@ def find_groups(
     wrong = next((row for row, value in enumerate(values) if not isinstance(value, str | int | float | None)), None)
     if wrong is not None:
         raise ValueError(f"{option}={column!r}: row {wrong} of {name} holds neither text nor a number.")
-    reserved = sorted(set(labels) & set(RESERVED))
-    if reserved:
+    if reserved := sorted(set(labels) & set(RESERVED)):
         raise ValueError(f"{option}={column!r}: {name} has a group {reserved[0]!r}, which names a metric; rename it.")
     return column, labels
 
