@@ -42,7 +42,7 @@ def main() -> None:
                 axes.errorbar(sizes, values[:, 0], yerr=bars, marker=MARKERS[number], label=method)
                 reached = values[0, 0] if sizes[0] == args.pairs[0] and method != plan.baseline else np.nan
                 logs = np.interp(reached, [own[0] for own in base.values()], np.log(list(base)), np.nan, np.inf)
-                needed = "-" if np.isnan(logs) else "more" if np.isinf(logs) else f"{np.exp(logs):,.0f}"
+                needed = "-" if np.isnan(reached + logs) else "more" if np.isinf(logs) else f"{np.exp(logs):,.0f}"
                 shown = {pairs: "{:.1f} [{:.1f}, {:.1f}]".format(*own) for pairs, own in found.items()}
                 print(f"| {noise} | {method} | {' | '.join(shown.get(n, '-') for n in args.pairs)} | {needed} |")
             axes.set(xscale="log", xlabel="training pairs", title=f"{noise} flipped")
