@@ -80,8 +80,8 @@ def fit_noise_rates(
     temperature_posterior = posterior.sum(dim=0)
     of_groups = torch.logsumexp(window_loglik[1:] + torch.log(temperature_posterior), dim=2)
     loglik = carried_loglik + torch.cat([torch.logsumexp(window_loglik[:1] + prior, dim=2), of_groups])
-    of_groups = _fit_group_rates(loglik[1:], (overall * noise_rates).sum(), noise_rates)
-    return torch.cat([overall[None], of_groups]), loglik, temperature_posterior
+    group_posteriors = _fit_group_rates(loglik[1:], (overall * noise_rates).sum(), noise_rates)
+    return torch.cat([overall[None], group_posteriors]), loglik, temperature_posterior
 
 
 def _group_prior(overall: Tensor, noise_rates: Tensor) -> Tensor:

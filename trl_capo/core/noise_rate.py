@@ -44,12 +44,12 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         rows, rates, temperatures = 1 + len(self.group_names), len(self._rate_grid), len(self._temperature_grid)
         self._carried_loglik = torch.zeros(rows, rates)
         self._window_loglik = torch.zeros(rows, rates, temperatures)
-        self._slopes = torch.zeros(rows)
-        self._window_pairs = torch.tensor(0)
+        self._slopes, self._window_pairs = torch.zeros(rows), torch.tensor(0)
         self._temperature_posterior = torch.zeros(temperatures)  # of the last finished window; 0: nothing is known
         self._scale_sums = torch.zeros(rows, 2)  # of scales, and of pairs
         self._first_log_odds = torch.full((pairs,), torch.nan, dtype=torch.float16)
-        self.noise_rates, self._used_rates = self._rate_grid.mean().repeat(rows), self._rate_grid.mean().repeat(rows)
+        self.noise_rates = self._rate_grid.mean().repeat(rows)
+        self._used_rates = self.noise_rates.clone()  # to train with: 0 for groups without evident noise
         values = load(base64.b64decode(saved)) if isinstance(saved, str) else {}
         if saved is not None and values.keys() != set(self._SAVED):
             raise ValueError("resume_from_checkpoint: an earlier trl-capo wrote it, so start from the model.")
@@ -152,7 +152,7 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
         self._window_pairs = torch.where(ends, 0, self._window_pairs)
 
     def _fit_rates(self) -> tuple[Tensor, Tensor]:
-        """Fit the rates; a group whose labels are more likely than not all right is trained with rate 0, as in DPO."""
+        """Fit the rates, and return the rest of the fit. Training uses 0 where the lowest is more likely than not."""
         logliks = (self._carried_loglik, self._window_loglik)
         posterior, *rest = noise_model.fit_noise_rates(*logliks, self._rate_grid, self._temperature_grid)
         self.noise_rates = posterior @ self._rate_grid
