@@ -120,10 +120,7 @@ def run_main(main: Callable[..., int], *argv: str) -> tuple[int, str, str]:
 
 
 def forked(function: Callable[..., int | None], *args, timeout: float = 120) -> tuple[int, str, str]:
-    """Run a function in a forked child, in which everything is imported already; returns as `run_main`.
-
-    A signal that ends the child counts as the negative exit code.
-    """
+    """Run a function in a forked child; returns as `run_main`, with minus the number of a signal that ends it."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         sys.stdout.flush()
         sys.stderr.flush()

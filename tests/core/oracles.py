@@ -30,14 +30,11 @@ def same(one: dict, other: dict) -> bool:
 
 
 def token_log_probs(model, prompt: list[int], completion: list[int], **inputs) -> torch.Tensor:
-    """Of each token of the completion that something predicts: without a prompt, of all but the first.
-
-    Prompt-learning adapters put outputs in front, so count from the end.
-    """
+    """Of each token of the completion that something predicts: without a prompt, of all but the first."""
     ids = torch.tensor([prompt + completion], device=model.device)
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False, **inputs).logits[0, :-1]
-    logits = logits[-len(completion) :].double()
+    logits = logits[-len(completion) :].double()  # prompt-learning adapters put outputs in front
     return -F.cross_entropy(logits, ids[0, ids.shape[1] - len(logits) :], reduction="none")
 
 

@@ -33,10 +33,7 @@ def pair_rates(
 
 
 class KeepEstimates(TrainerCallback):
-    """Keeps at each step's start the estimator's state, its temperatures, and what is known by language.
-
-    That is the rates, the slopes and the mean scales, with None for all pairs.
-    """
+    """Keeps at each step's start the state and temperatures, and rates, slopes and mean scales by language."""
 
     def __init__(self, trainer) -> None:
         self.trainer, self.states, self.temperatures, self.known = trainer, [], [], []

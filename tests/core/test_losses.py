@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_capo import capo_loss, confidence_scale
-from trl_capo.core.losses import relative_reward, sequence_log_probs
+from trl_capo.core.losses import capo_loss, confidence_scale, relative_reward
+from trl_capo.core.trainer import sequence_log_probs
 
 
 def test_worked_numbers():

@@ -10,30 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_LOG_ODDS = 1e30  # bound of rho / temperature, far beyond where a sigmoid saturates in float32
-
 
 def _check_shapes(*tensors: Tensor) -> None:
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if len(set(shapes)) > 1 or len(shapes[0]) != 1:
         raise ValueError(f"expected one value per pair, shape (B,), in every argument, got {shapes}")
-
-
-def sequence_log_probs(token_log_probs: Tensor, completion_mask: Tensor, *, ld_alpha: float | None = None) -> Tensor:
-    """Sum (2B, T) token log-probs, with rows `[chosen; rejected]`, to (2B,) log-probs of the completions, in nats.
-
-    Args:
-        token_log_probs: zero outside the completion.
-        completion_mask: (2B, T), 1 on the completion's tokens.
-        ld_alpha: weight in [0, 1] of the tokens beyond the shorter completion's length (LD-DPO, arXiv 2409.06411).
-    """
-    if ld_alpha is None:
-        return token_log_probs.sum(dim=1)
-    lengths = completion_mask.sum(dim=1)
-    shared = torch.minimum(*lengths.chunk(2)).repeat(2).unsqueeze(1)
-    position = completion_mask.cumsum(dim=1)
-    weight = torch.where(position <= shared, 1.0, ld_alpha) * (position > 0)
-    return (token_log_probs * weight).sum(dim=1)
 
 
 def relative_reward(
@@ -111,7 +92,7 @@ def confidence_scale(relative_reward: Tensor, *, noise_rate: float | Tensor, tem
     e = torch.as_tensor(noise_rate, dtype=torch.float32, device=rho.device)
     # Bayes' rule in log-odds: those of c are the sum of the prior's and the model's. At e = 0 the prior's log-odds are
     # infinite, which makes c exactly 1 as long as the model's are finite.
-    log_odds = (rho / temperature).clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)
+    log_odds = (rho / temperature).clamp(-1e30, 1e30)
     confidence = torch.sigmoid(torch.log1p(-e) - torch.log(e) + log_odds)
     return confidence / (1.0 - e)
 
@@ -120,8 +101,6 @@ def capo_loss(
     relative_reward: Tensor, *, noise_rate: float | Tensor, temperature: float = 1.0, label_weight: float | Tensor = 1
 ) -> tuple[Tensor, Tensor]:
     """Compute the CAPO loss of each pair: its DPO loss times its confidence scale (eq. 5, and eq. 7 with weights).
-
-    `CAPOTrainer` calls this function.
 
     Args:
         relative_reward, noise_rate, temperature: as in `confidence_scale`; noise_rate 0 with label_weight 1 is DPO.

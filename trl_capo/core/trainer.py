@@ -19,13 +19,30 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from trl_capo.core.config import CAPOConfig, check_adapters, sigmoid_weight
-from trl_capo.core.losses import capo_loss, confidence_scale, relative_reward, sequence_log_probs
+from trl_capo.core.losses import capo_loss, confidence_scale, relative_reward
 from trl_capo.core.metrics import LOGGED_BY_TRL, PairBatch, PairCallback, PairMetrics
 from trl_capo.core.noise_rate import NoiseRateEstimator
 from trl_capo.core.packing import PaddingFree
 from trl_capo.core.pairs import COLUMNS, PairCollator, PairIndex, evidence, split_batch
 
 _WRONG_TRL = f"This is TRL {trl.__version__}; install a version that trl-capo is tested with, such as 1.16."
+
+
+def sequence_log_probs(token_log_probs: Tensor, completion_mask: Tensor, *, ld_alpha: float | None = None) -> Tensor:
+    """Sum (2B, T) token log-probs, with rows `[chosen; rejected]`, to (2B,) log-probs of the completions, in nats.
+
+    Args:
+        token_log_probs: zero outside the completion.
+        completion_mask: (2B, T), 1 on the completion's tokens.
+        ld_alpha: weight in [0, 1] of the tokens beyond the shorter completion's length (LD-DPO, arXiv 2409.06411).
+    """
+    if ld_alpha is None:
+        return token_log_probs.sum(dim=1)
+    lengths = completion_mask.sum(dim=1)
+    shared = torch.minimum(*lengths.chunk(2)).repeat(2).unsqueeze(1)
+    position = completion_mask.cumsum(dim=1)
+    weight = torch.where(position <= shared, 1.0, ld_alpha) * (position > 0)
+    return (token_log_probs * weight).sum(dim=1)
 
 
 class CAPOTrainer(DPOTrainer):
