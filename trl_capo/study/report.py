@@ -148,7 +148,8 @@ def _by_group(cells: Mapping[str, Cell], styles: Styles) -> Any:
         if cell.results[0]["noise_rates"]:
             rates = [[result["noise_rates"].get(group, np.nan) for group in groups] for result in cell.results]
             right.plot(100 * np.mean(rates, axis=0), shifted, linestyle="none", **styles[method])
-    shares = [[result["noise_shares"][group] for group in groups] for result in cell.results]
+    most = max((cell.results for cell in cells.values()), key=len)  # the seeds differ in their noise
+    shares = [[result["noise_shares"][group] for group in groups] for result in most]
     right.plot(100 * np.mean(shares, axis=0), places, "x", color="tab:red", label="true rate")
     for axes in (left, right):
         axes.axhline(len(groups) - 1.5, color="0.7", linewidth=0.8)
