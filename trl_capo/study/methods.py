@@ -41,7 +41,7 @@ def beta_dpo_loss(rho: Tensor, *, beta: float, alpha: float, state: dict[str, Te
 
 
 def holder_dpo_loss(rho: Tensor, *, gamma: float, **_: Any) -> Tensor:
-    """Return the loss of Hoelder-DPO, `-(1 + g) p^g + g p^(1 + g)`: DPO's gradient times g (1 + g) p^g (1 - p)."""
+    """Return Hoelder-DPO's loss (arXiv 2505.17859), `-(1 + g) p^g + g p^(1 + g)` with p = sigmoid(rho)."""
     p = torch.sigmoid(rho)
     return (-(1.0 + gamma) * p**gamma + gamma * p ** (1.0 + gamma)).mean()
 
@@ -63,7 +63,7 @@ def re_dpo_loss(
 
 
 def ropo_loss(rho: Tensor, *, alpha: float, **_: Any) -> Tensor:
-    """Return ROPO's loss, `4a / (1 + a)^2 (-log p + a (1 - p))` with p = sigmoid(rho): DPO and a bounded loss."""
+    """Return the loss of ROPO (arXiv 2404.04102), `4a / (1 + a)^2 (-log p + a (1 - p))` with p = sigmoid(rho)."""
     return (4.0 * alpha / (1.0 + alpha) ** 2 * (alpha * torch.sigmoid(-rho) - F.logsigmoid(rho))).mean()
 
 
