@@ -35,7 +35,8 @@ def test_log_odds_and_intervals_worked_by_hand(kinds, names):
     signs, trusted = np.where(generator.random(300) < 0.25, -1, 1), generator.random(300) < 0.1
     values = {name: signs * generator.exponential(1, 300) for name in kinds}
     values = {name: {"log": 2, "probe": 4}[name] * x / np.median(np.abs(x)) for name, x in values.items()}
-    pairs, data = pd.DataFrame({"group": np.array(names)[index]}), Dataset.from_dict({"trusted": trusted})
+    swapped, pairs = generator.random(300) < 0.5, pd.DataFrame({"group": np.array(names)[index]})
+    data = Dataset.from_dict({"trusted": trusted, "trusted_swapped": swapped})
     pairs = pairs.assign(mean_margin=values["log"]) if "log" in kinds else pairs
     if "probe" in kinds:
         data = data.add_column("probe_chosen", values["probe"]).add_column("probe_rejected", np.zeros(300))
@@ -43,7 +44,7 @@ def test_log_odds_and_intervals_worked_by_hand(kinds, names):
     for name in kinds:
         x = np.arcsinh(values[name] / {"log": 2, "probe": 4}[name])
         estimator = NoiseRateEstimator(names if len(names) > 1 else [])
-        estimator.add_witness(*map(torch.tensor, (rows - 1, trusted, x.astype(np.float32))))
+        estimator.add_witness(*map(torch.tensor, (rows - 1, trusted * (2 + swapped), x.astype(np.float32))))
         assert (estimator._slopes > 0).all()
         evidence = evidence + estimator._slopes.numpy()[rows] * x / len(kinds)
     rates, log_odds = estimator.noise_rates.numpy().astype(float), found.pairs.sort_index()["log_odds"].to_numpy()

@@ -150,15 +150,16 @@ def test_the_first_view_of_a_pair_stays():
     assert before[0][1] == pytest.approx(0.2)
 
 
-def with_witness(slopes, rates=0.2, pairs=2_400, spread=None, seed=2):
-    """An estimator that has seen a witness x with log-odds of slope * x; labels are flipped at the rates."""
+def with_witness(slopes, rates=0.2, pairs=2_400, spread=None, seed=2, checked=0):
+    """An estimator that has seen a witness x with log-odds of slope * x; labels are flipped, the worst checked."""
     generator = torch.Generator().manual_seed(seed)
     groups, x = torch.arange(pairs) % len(slopes), 1.5 * torch.randn(pairs, generator=generator)
     x = x if spread is None else spread(x)
     right = torch.rand(pairs, generator=generator) < torch.sigmoid(torch.tensor(list(slopes.values()))[groups] * x)
     flipped = torch.rand(pairs, generator=generator) < torch.as_tensor(rates).expand(len(slopes))[groups]
-    estimator = NoiseRateEstimator(list(slopes), pairs)
-    estimator.add_witness(groups, torch.zeros(pairs).bool(), torch.where(right ^ flipped, x, -x))
+    estimator, label = NoiseRateEstimator(list(slopes), pairs), torch.where(right ^ flipped, x, -x)
+    trust = torch.where(label.argsort().argsort() < checked, 2 + flipped.long(), 0)
+    estimator.add_witness(groups, trust, torch.where(trust == 3, -label, label))
     return estimator
 
 
@@ -167,9 +168,10 @@ def languages(count, slope):
 
 
 @pytest.mark.parametrize(("rates", "most"), [([0.0], 0.01), ([0.2], 0.05), ([0.4], 0.06), ([0.1, 0.4], 0.11)])
-def test_a_good_witness_tells_the_rates_before_training(rates, most):
+@pytest.mark.parametrize("checked", [0, 240])
+def test_a_good_witness_tells_the_rates_before_training(rates, most, checked):
     rates = (12 * rates)[:12]
-    estimator = with_witness(languages(12, 3.0), rates)
+    estimator = with_witness(languages(12, 3.0), rates, checked=checked)
     assert estimator.noise_rates[1:].tolist() == pytest.approx(rates, abs=most)
     assert estimator._slopes.min() > 0.4
     zeros = torch.zeros(12)

@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, Features
 from oracles import COMMON, Oracle, expected_logs, load, same, weights
 
 from trl_capo import CAPOTrainer
+from trl_capo.core.noise_model import NOISE_RATES
 from trl_capo.core.pairs import GROUP, PAIR, WITNESS, PairIndex, find_groups
 
 WEIGHTS = [2.0, 0.0, 1.0, 0.25, 3.0, 0.5, 1.0, 1.5]
@@ -91,13 +92,15 @@ def test_a_witness_is_a_column_or_the_difference_of_two(model_dir, pairs, make_a
 
 @pytest.mark.parametrize("rate", [0.4, "auto"])
 def test_trusted_labels_have_the_noise_rate_0(make_args, model_dir, other_model_dir, pairs, rate, caplog):
-    """The pairs of a step are logged with the rate that they are trained with; one of four is trusted."""
-    args = make_args(**COMMON | {"noise_rate": rate, "max_steps": 2})
+    """A step logs the rates that it uses. Six labels are trusted and were wrong, so the posterior of e is ~ e^6."""
+    args = make_args(**COMMON | {"noise_rate": rate, "max_steps": 2, "group_column": "none"})
     data = pairs.add_column("trusted", [False, True, False, False] * 6)
+    data, grid = data.add_column("trusted_swapped", [None, True, None, None] * 6), torch.tensor(NOISE_RATES)
+    rate = (grid**7).sum() / (grid**6).sum() if rate == "auto" else rate
     trainer = CAPOTrainer(model_dir, load(other_model_dir), args=args, train_dataset=data)
     assert "its column 'trusted' changes the loss" in caplog.text
     trainer.train()
-    assert logged(trainer, "capo/noise_rate")[0] == pytest.approx(0.75 * (0.25 if rate == "auto" else rate), rel=2e-3)
+    assert logged(trainer, "capo/noise_rate")[0] == pytest.approx(0.75 * float(rate), rel=2e-3)
     for wrong in (["yes"] * 24, [None] * 24):
         with pytest.raises(ValueError, match="'trusted' says"):
             CAPOTrainer("no/such-model", args=args, train_dataset=pairs.add_column("trusted", wrong))
@@ -123,22 +126,18 @@ def test_what_is_no_weight_is_refused_before_a_model_is_loaded(pairs, make_args,
 
 
 @pytest.mark.parametrize(
-    ("values", "labels"),
+    ("values", "feature", "labels"),
     [
-        (["日本語", "zh/hans", "with space"], ["日本語", "zh/hans", "with space"]),
-        ([3, -1, 0], ["3", "-1", "0"]),
-        ([1.5, 2.0, float("nan"), None], ["1.5", "2", "(none)", "(none)"]),
-        (["de", None, ""], ["de", "(none)", "(none)"]),
+        (["日本語", "zh/hans", "with space"], None, ["日本語", "zh/hans", "with space"]),
+        ([3, -1, 0], None, ["3", "-1", "0"]),
+        ([1.5, 2.0, float("nan"), None], None, ["1.5", "2", "(none)", "(none)"]),
+        (["de", None, ""], None, ["de", "(none)", "(none)"]),
+        ([1, 0, None, -1], ClassLabel(names=["de", "sw"]), ["sw", "de", "(none)", "(none)"]),
     ],
 )
-def test_groups_are_named_by_the_columns_values(values, labels):
-    assert find_groups(Dataset.from_dict({"language": values}), "auto", "data") == ("language", labels)
-
-
-def test_groups_of_a_class_label_have_its_names():
-    features = Features({"language": ClassLabel(names=["de", "sw"])})
-    data = Dataset.from_dict({"language": [1, 0, None, -1]}, features=features)
-    assert find_groups(data, "auto", "data") == ("language", ["sw", "de", "(none)", "(none)"])
+def test_groups_are_named_by_the_columns_values_or_by_a_class_label(values, feature, labels):
+    data = Dataset.from_dict({"language": values}, features=feature and Features({"language": feature}))
+    assert find_groups(data, "auto", "data") == ("language", labels)
 
 
 @pytest.mark.parametrize("values", [[["de", "sw"]], ["macro"], ["worst"], ["ties"]])

@@ -44,6 +44,8 @@ def test_decisions_give_exactly_the_expected_rows_which_are_trusted_from_then_on
     assert first["trusted"][:] == [index in (2, 7) for index in range(10) if index != 5]
     again, _ = clean(first, decisions=pd.DataFrame({"decision": {0: "keep"}}), rules=rules)
     assert again["trusted"][:] == [index in (0, 2, 7) for index in range(10) if index != 5]
+    assert again["trusted_swapped"][:] == [False, None, True, None, None, None, False, None, None]
+    assert clean(again, decisions=flip, rules=rules)[0]["trusted_swapped"][2] is False
 
 
 RULES = [

@@ -16,7 +16,7 @@ from scipy.stats import mannwhitneyu
 from trl_capo.callbacks.pair_log import Log
 from trl_capo.core.noise_model import NOISE_RATES, PESSIMISM, SLOPES, witness_log_likelihood
 from trl_capo.core.noise_rate import NoiseRateEstimator
-from trl_capo.core.pairs import PROBE, TRUSTED, read_witness
+from trl_capo.core.pairs import PROBE, read_trust, read_witness
 
 COLUMNS = ("epoch", "pair", "group", "relative_reward", "confidence", "group_noise_rate", "reference_margin")
 FLIP_SCORE, LOOK_SCORE = 0.9, 0.3  # lowest scores with the suggestions "flip" and "look"
@@ -81,7 +81,7 @@ def estimate_label_errors(dynamics: Dynamics, data: Dataset | None = None) -> La
     """
     pairs, columns, fits = dynamics.pairs, [] if data is None else data.column_names, []
     names, index = np.unique(pairs["group"].to_numpy(object), return_inverse=True)
-    trusted = np.zeros(len(pairs)) if TRUSTED not in columns else np.array(data[TRUSTED][:])[pairs.index]
+    trusted = np.zeros(len(pairs), int) if data is None else read_trust(data)[pairs.index]
     trained = np.array([dynamics.training_rates.get(name, np.nan) for name in names])
     if "mean_margin" in pairs:
         margins = np.arcsinh(pairs["mean_margin"] / (pairs["mean_margin"].abs().median() or 1.0)).to_numpy()
@@ -103,14 +103,14 @@ def estimate_label_errors(dynamics: Dynamics, data: Dataset | None = None) -> La
 
 
 def fit(witness: np.ndarray, names: np.ndarray, index: np.ndarray, trusted: np.ndarray, known=None) -> tuple:
-    """Fit noise rates and slopes to (N,) numbers x, given their places in (G,) group names and which are trusted.
+    """Fit noise rates and slopes to (N,) numbers x, given their places in (G,) group names, and `read_trust`.
 
     No slope is 0 if that of all pairs is not. For a log, slopes are positive, and fitted to `known`, CAPO's (G,) rates
     or nan. Returns (G,) rates, both bounds of their 95 % intervals, and (N,) slope * x, the evidence for the labels.
     """
     estimator, count = NoiseRateEstimator([name for name in names if name]), len(names)
     numbers = torch.tensor(index - ("" in names))  # -1 for pairs without a group, whose name "" comes first
-    estimator.add_witness(numbers, torch.tensor(trusted) > 0, torch.tensor(witness, dtype=torch.float32))
+    estimator.add_witness(numbers, torch.tensor(trusted), torch.tensor(witness, dtype=torch.float32))
     slopes = estimator._slopes.double().numpy()
     slopes = np.where(slopes == 0, np.sign(slopes[0]) * WEAK_SLOPE, slopes)[-count:]
     for place, rate in enumerate(() if known is None else known):

@@ -94,8 +94,7 @@ class PairMetrics:
         means |= {"capo/scale_min": scales.min().item(), "capo/scale_max": scales.max().item()}
         accuracies = {}
         for number, name in enumerate(self._group_names):
-            own = values[groups == number]
-            if len(own):
+            if len(own := values[groups == number]):
                 accuracies[name] = own[:, VALUES.index("rewards/accuracies")].mean().item()
                 means[f"rewards/accuracies/{name}"] = accuracies[name]
                 means[f"rewards/margins/{name}"] = own[:, VALUES.index("rewards/margins")].mean().item()

@@ -1,11 +1,8 @@
 """The statistical model of label noise: the label-agreement curve and the witness as evidence.
 
 A label agrees with the model with probability e + (1 - 2e) sigmoid(rho / t) if a share e of the labels is flipped
-(docs/method.md, eq. 6). On pairs that the model has not learned from yet, the likelihood of this curve identifies e:
-flipped labels disagree however sure the model is; hard pairs disagree only where it is unsure. A model becomes surer
-as it learns, so every window of pairs has a temperature t of its own, which is averaged out. A witness is a number x
-per pair, known before training, that speaks for the label if it is positive. Its slope a says how much it is worth in
-a group, and like the model's belief it shows how many labels are flipped (eq. 8).
+(docs/method.md, eq. 6), where t belongs to a window of pairs. A witness is a number x per pair, known before training,
+that speaks for the label if it is positive; its slope a says how much it is worth in a group (eq. 8).
 
 Log-likelihoods are sums over pairs on a fixed grid of (E,) noise rates, (T,) temperatures and (A,) slopes.
 The rows of a (1 + G, ...) tensor stand for all pairs together and then for every group.

@@ -15,8 +15,7 @@ from transformers.trainer_callback import ExportableState
 from trl_capo.core import noise_model
 
 WINDOW_PAIRS = 400  # over which the model's temperature is taken to be constant; windows end with a step
-SCALE_PAIRS = 100.0  # of a group, over which the mean of its scales runs
-PRIOR_PAIRS = 10.0  # that the mean scale begins with
+SCALE_PAIRS, PRIOR_PAIRS = 100.0, 10.0  # over which the mean of a group's scales runs; that it begins with
 MIN_MEAN_SCALE = 0.2  # lower bound of the mean scale, by which scales are divided
 
 
@@ -76,16 +75,19 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self._in_first_epoch = state.epoch is None or state.epoch < 1.0
 
-    def add_witness(self, groups: Tensor, trusted: Tensor, witness: Tensor) -> None:
-        """Take in the witness of all training pairs before the first step: (N,) group numbers, trust and x."""
-        grid = self._rate_grid, self._slope_grid
-        loglik = torch.zeros(*self._carried_loglik.shape, len(self._slope_grid))
+    def add_witness(self, groups: Tensor, trust: Tensor, witness: Tensor) -> None:
+        """Take in what is known of N pairs before the first step: (N,) group numbers, `read_trust`, and witness."""
+        grid, checks = (self._rate_grid, self._slope_grid), torch.zeros_like(self._carried_loglik)
+        loglik = torch.zeros(*checks.shape, len(self._slope_grid))
         for part in torch.arange(len(witness)).split(4096):
-            added = noise_model.witness_log_likelihood(witness[part], *grid, trusted[part])
+            added = noise_model.witness_log_likelihood(witness[part], *grid, trust[part] > 0)
             loglik.index_add_(0, groups[part] + 1, added)
-        loglik[0] = loglik.sum(dim=0)
-        self._carried_loglik, self._slopes = noise_model.fit_witness(loglik, *grid)
-        if self._slopes.any():
+        for code, logs in ((2, torch.log1p(-self._rate_grid)), (3, self._rate_grid.log())):
+            checks += torch.bincount(groups[trust == code] + 1, minlength=len(checks))[:, None] * logs
+        checks[0], loglik[0] = checks.sum(dim=0), loglik.sum(dim=0)
+        fitted, self._slopes = noise_model.fit_witness(loglik + checks[:, :, None], *grid)
+        self._carried_loglik = fitted if self._slopes.any() else checks
+        if self._carried_loglik.any():
             self._fit_rates()
 
     def group_rates(self, groups: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from datasets import ClassLabel, Dataset, IterableDataset
 from torch import Tensor
 
 PAIR, GROUP, WITNESS, WEIGHT, TRUSTED = "capo_pair", "capo_group", "capo_witness", "weight", "trusted"
+SWAPPED = "trusted_swapped"  # whether the check of a trusted label swapped the answers; null if that is not known
 COLUMNS = {PAIR: torch.long, GROUP: torch.long, WEIGHT: torch.float32, TRUSTED: torch.bool, WITNESS: torch.float32}
 """The batch keys that neither the model nor DPOTrainer may see."""
 
@@ -110,12 +111,19 @@ def read_witness(dataset: Dataset, name: str) -> np.ndarray:
     return np.arcsinh(values / (np.median(sizes) if len(sizes) else 1.0))
 
 
+def read_trust(dataset: Dataset) -> np.ndarray:
+    """Return (N,) codes: 1 for a trusted label, 2 if its check is known to have kept it, 3 if swapped; else 0."""
+    rows, none = dataset.with_format(None), [None] * len(dataset)
+    columns = [rows[name][:] if name in dataset.column_names else none for name in (TRUSTED, SWAPPED)]
+    return np.array([{None: 1, False: 2, True: 3}[swap] if trust else 0 for trust, swap in zip(*columns, strict=True)])
+
+
 def evidence(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the (N,) group numbers, trust and witness of the pairs; those of weight 0 have the witness 0."""
+    """Return the (N,) group numbers, trust and witness of the pairs, but no evidence of those with weight 0."""
     rows = dataset.with_format(None).select_columns([name for name in COLUMNS if name in dataset.column_names])[:]
-    columns = {TRUSTED: [False] * len(dataset), WEIGHT: [1.0] * len(dataset)} | rows
-    groups, trusted, witness = (torch.tensor(columns[name]) for name in (GROUP, TRUSTED, WITNESS))
-    return groups, trusted.bool(), witness.float() * (torch.tensor(columns[WEIGHT]) > 0)
+    columns = {WEIGHT: [1.0] * len(dataset), WITNESS: [0.0] * len(dataset)} | rows
+    groups, weight, witness = (torch.tensor(columns[name]) for name in (GROUP, WEIGHT, WITNESS))
+    return groups, torch.tensor(read_trust(dataset)) * (weight > 0), witness.float() * (weight > 0)
 
 
 def _check_numbers(dataset: Dataset, name: str) -> None:

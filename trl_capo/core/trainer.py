@@ -23,9 +23,7 @@ from trl_capo.core.losses import capo_loss, confidence_scale, relative_reward
 from trl_capo.core.metrics import LOGGED_BY_TRL, PairBatch, PairCallback, PairMetrics
 from trl_capo.core.noise_rate import NoiseRateEstimator
 from trl_capo.core.packing import PaddingFree
-from trl_capo.core.pairs import COLUMNS, PairCollator, PairIndex, evidence, split_batch
-
-_WRONG_TRL = f"This is TRL {trl.__version__}; install a version that trl-capo is tested with, such as 1.16."
+from trl_capo.core.pairs import COLUMNS, SWAPPED, WITNESS, PairCollator, PairIndex, evidence, split_batch
 
 
 def sequence_log_probs(token_log_probs: Tensor, completion_mask: Tensor, *, ld_alpha: float | None = None) -> Tensor:
@@ -38,8 +36,7 @@ def sequence_log_probs(token_log_probs: Tensor, completion_mask: Tensor, *, ld_a
     """
     if ld_alpha is None:
         return token_log_probs.sum(dim=1)
-    lengths = completion_mask.sum(dim=1)
-    shared = torch.minimum(*lengths.chunk(2)).repeat(2).unsqueeze(1)
+    shared = torch.minimum(*completion_mask.sum(dim=1).chunk(2)).repeat(2).unsqueeze(1)
     position = completion_mask.cumsum(dim=1)
     weight = torch.where(position <= shared, 1.0, ld_alpha) * (position > 0)
     return (token_log_probs * weight).sum(dim=1)
@@ -100,7 +97,7 @@ class CAPOTrainer(DPOTrainer):
         self.data_collator = PairCollator(self.data_collator)
         if args.noise_rate == "auto":
             self.add_callback(NoiseRateEstimator(groups, pairs))
-            if args.witness != "none":
+            if pairs and {WITNESS, SWAPPED} & set(train_dataset.column_names):
                 self.noise_rate_estimator.add_witness(*evidence(train_dataset))
         self._capo_window, self._capo_evaluation = PairMetrics(self.accelerator), PairMetrics(self.accelerator)
         self._capo_agrees_with_trl = False
@@ -201,8 +198,8 @@ class CAPOTrainer(DPOTrainer):
         if plain and not self._capo_agrees_with_trl:
             ours = self._capo_sigmoid_weight * -F.logsigmoid(rho.detach()).mean()
             if not torch.allclose(dpo_loss.detach().float(), ours, rtol=1e-3, atol=1e-3, equal_nan=True):
-                found = f"DPOTrainer's loss of the first batch is {dpo_loss.item():.6f}, ours {ours.item():.6f}"
-                raise RuntimeError(f"{found}, so it computes the relative reward in another way. {_WRONG_TRL}")
+                found = f"its loss of the first batch is {dpo_loss.item():.6f}, and trl-capo's {ours.item():.6f}"
+                raise RuntimeError(f"TRL {trl.__version__}: {found}. Install a version that trl-capo is tested with.")
         self._capo_agrees_with_trl = True
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -18,7 +18,7 @@ from datasets import Dataset, Value
 
 from trl_capo.common.command import parse, run
 from trl_capo.common.fingerprint import fingerprint
-from trl_capo.core.pairs import TRUSTED, WEIGHT
+from trl_capo.core.pairs import SWAPPED, TRUSTED, WEIGHT, read_trust
 from trl_capo.data.edit import EditArguments, count_changes, load_splits, save_splits, swap_answers
 from trl_capo.data.load import check_pairs, load_pairs
 from trl_capo.data.noise import IS_NOISY
@@ -51,8 +51,8 @@ def clean(
 
     A flip swaps all columns that belong to the answers, and negates a boolean column `is_noisy`. A label that is wrong
     with probability p has the weight 1 - 2 p, its expected sign, or 0 if that is negative; p is the score, or 1 minus
-    the score after a rule flipped the label. Pairs without a score, or decided by hand, have weight 1. The column
-    `trusted` is true for pairs decided by hand, and where it was before. The tables are as `read_table` returns them.
+    the score after a rule flipped the label. Pairs without a score, or decided by hand, have weight 1. `trusted` is
+    true for pairs decided by hand, `trusted_swapped` for those flipped, beside earlier ones. Tables: `read_table`.
 
     Returns the remaining pairs in their order, and N rows with `decision` ("keep", "flip" or "drop"), `why` and
     `score`. Raises ValueError if a rule is invalid, or no pair with a weight is left.
@@ -74,9 +74,11 @@ def clean(
             raise ValueError("weight: the data have such a column, or all weights would be 0. Leave the option out.")
         cleaned = cleaned.add_column(WEIGHT, weights.to_numpy())
     if rules.trusted:
-        trusted = np.array(cleaned[TRUSTED] if TRUSTED in cleaned.column_names else [False] * len(cleaned), dtype=bool)
-        trusted[[] if decisions is None else decisions.index] = True
-        cleaned = cleaned.remove_columns({TRUSTED} & {*cleaned.column_names}).add_column(TRUSTED, trusted)
+        trust, decided = read_trust(cleaned), [] if decisions is None else decisions.index
+        trust[decided] = np.where((trust[decided] == 3) ^ flips[decided], 3, 2)
+        for column, values in ((TRUSTED, trust > 0), (SWAPPED, [{2: False, 3: True}.get(code) for code in trust])):
+            cleaned = cleaned.remove_columns({column} & {*cleaned.column_names})
+            cleaned = cleaned.add_column(column, values, feature=Value("bool"))
     return cleaned.select(kept), plan
 
 

@@ -60,8 +60,7 @@ def add_noise(train: Dataset, settings: Mapping[str, Any]) -> tuple[Dataset, dic
         trusted = np.concatenate([order[labels[order] == group][:checked] for group in sorted(set(labels.tolist()))])
         train = swap_answers(train, trusted[noisy[trusted]]).remove_columns(IS_NOISY)
         noisy[trusted] = False
-        mark = np.isin(np.arange(len(train)), trusted)
-        train = train.add_column(IS_NOISY, noisy).add_column(TRUSTED, mark)
+        train = train.add_column(IS_NOISY, noisy).add_column(TRUSTED, np.isin(np.arange(len(train)), trusted))
     return train, noise_shares(train, labels)
 
 

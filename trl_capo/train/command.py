@@ -35,14 +35,13 @@ logger = get_logger(__name__)
 PROG = "trl-capo train"
 USAGE = f"{PROG} [--config FILE.yaml] [--OPTION VALUE ...] [options of `accelerate launch`]"
 CHECKED_ROWS = 100  # that are tokenised before the model loads
-_ANNOTATE = "Judge every label by the model's hidden states before training, as `trl-capo annotate` does."
 _PAIR_LOG = "Log every pair of every step for `trl-capo audit`: true for output_dir/pair_log, or the name of a folder."
 
 
 @dataclass
 class TrainArguments:
     pair_log: str | None = field(default=None, metadata={"nargs": "?", "const": "true", "help": _PAIR_LOG})
-    annotate: bool = field(default=False, metadata={"help": _ANNOTATE})
+    annotate: bool = field(default=False, metadata={"help": "Judge labels before training, as `trl-capo annotate`."})
     dry_run: bool = field(default=False, metadata={"help": "Print a report on options and data instead."})
 
 
