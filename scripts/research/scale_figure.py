@@ -1,6 +1,6 @@
 """Draw the accuracy of a study's methods over the number of training pairs, and print it.
 
-    python scripts/research/scale_figure.py [--config configs/study/scale.yaml] [--pairs 2400 9600]
+    python scripts/research/scale_figure.py [--config configs/study/scale.yaml] [--pairs 2400 4800 9600]
 
 The runs with N pairs are in the plan's `output_dir` with N at its end. The figure goes to docs/study/scale.png. 95 %
 intervals are over test pairs (and seeds). The last column is the number of pairs that the baseline needs for what a
@@ -21,7 +21,7 @@ from trl_capo.study.results import estimate, read_cells
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/study/scale.yaml")
-    parser.add_argument("--pairs", nargs="+", type=int, default=[2400, 9600])
+    parser.add_argument("--pairs", nargs="+", type=int, default=[2400, 4800, 9600])
     args, cells = parser.parse_args(), {}
     options = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
     stem = options.pop("output_dir").rpartition("-")[0]
