@@ -44,7 +44,7 @@ def test_log_odds_and_intervals_worked_by_hand(kinds, names):
     for name in kinds:
         x = np.arcsinh(values[name] / {"log": 2, "probe": 4}[name])
         estimator = NoiseRateEstimator(names if len(names) > 1 else [])
-        estimator.add_witness(*map(torch.tensor, (rows - 1, trusted * (2 + swapped), x.astype(np.float32))))
+        estimator.add_evidence(*map(torch.tensor, (rows - 1, trusted * (2 + swapped), x.astype(np.float32))))
         assert (estimator._slopes > 0).all()
         evidence = evidence + estimator._slopes.numpy()[rows] * x / len(kinds)
     rates, log_odds = estimator.noise_rates.numpy().astype(float), found.pairs.sort_index()["log_odds"].to_numpy()

@@ -60,7 +60,7 @@ def test_a_model_that_grows_surer_does_not_hide_the_flips():
 def test_the_estimate_returns_from_a_checkpoint():
     """Through JSON, as in trainer_state.json; then both learn the same."""
     estimator = simulate({"en": 0.05, "sw": 0.4}, pairs=3_000)
-    estimator.add_witness(torch.tensor([0, 1]), torch.tensor([False, True]), torch.tensor([1.0, -0.5]))
+    estimator.add_evidence(torch.tensor([0, 1]), torch.tensor([False, True]), torch.tensor([1.0, -0.5]))
     saved = json.loads(json.dumps(TrainerState(stateful_callbacks=[estimator]).stateful_callbacks))
     restored = NoiseRateEstimator(["en", "sw"])
     restored.on_train_begin(None, TrainerState(stateful_callbacks=saved), None)
@@ -132,7 +132,7 @@ def test_a_trusted_label_is_right_and_tells_what_the_witness_is_worth():
     for trusted, known in ((torch.zeros(1000).bool(), False), (torch.arange(1000) < 200, True)):
         label = torch.where(right ^ (~trusted & (torch.rand(1000, generator=generator) < 0.5)), 1.0, -1.0)
         estimator = NoiseRateEstimator(["a"])
-        estimator.add_witness(groups, trusted, label * x)
+        estimator.add_evidence(groups, trusted, label * x)
         assert (estimator._slopes[1] > 0.5) == known
     rates, weights = estimator.pair_rates(*NOTHING[:2], torch.tensor([True]), torch.tensor([-5.0]))
     assert float(rates) == 0
@@ -159,7 +159,7 @@ def with_witness(slopes, rates=0.2, pairs=2_400, spread=None, seed=2, checked=0)
     flipped = torch.rand(pairs, generator=generator) < torch.as_tensor(rates).expand(len(slopes))[groups]
     estimator, label = NoiseRateEstimator(list(slopes), pairs), torch.where(right ^ flipped, x, -x)
     trust = torch.where(label.argsort().argsort() < checked, 2 + flipped.long(), 0)
-    estimator.add_witness(groups, trust, torch.where(trust == 3, -label, label))
+    estimator.add_evidence(groups, trust, torch.where(trust == 3, -label, label))
     return estimator
 
 

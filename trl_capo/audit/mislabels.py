@@ -110,7 +110,7 @@ def fit(witness: np.ndarray, names: np.ndarray, index: np.ndarray, trusted: np.n
     """
     estimator, count = NoiseRateEstimator([name for name in names if name]), len(names)
     numbers = torch.tensor(index - ("" in names))  # -1 for pairs without a group, whose name "" comes first
-    estimator.add_witness(numbers, torch.tensor(trusted), torch.tensor(witness, dtype=torch.float32))
+    estimator.add_evidence(numbers, torch.tensor(trusted), torch.tensor(witness, dtype=torch.float32))
     slopes = estimator._slopes.double().numpy()
     slopes = np.where(slopes == 0, np.sign(slopes[0]) * WEAK_SLOPE, slopes)[-count:]
     for place, rate in enumerate(() if known is None else known):

@@ -75,8 +75,8 @@ class NoiseRateEstimator(TrainerCallback, ExportableState):
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self._in_first_epoch = state.epoch is None or state.epoch < 1.0
 
-    def add_witness(self, groups: Tensor, trust: Tensor, witness: Tensor) -> None:
-        """Take in what is known of N pairs before the first step: (N,) group numbers, `read_trust`, and witness."""
+    def add_evidence(self, groups: Tensor, trust: Tensor, witness: Tensor) -> None:
+        """Take in what is known of N pairs before the first step: (N,) group numbers, codes of `read_trust`, and x."""
         grid, checks = (self._rate_grid, self._slope_grid), torch.zeros_like(self._carried_loglik)
         loglik = torch.zeros(*checks.shape, len(self._slope_grid))
         for part in torch.arange(len(witness)).split(4096):

@@ -23,7 +23,7 @@ from trl_capo.core.losses import capo_loss, confidence_scale, relative_reward
 from trl_capo.core.metrics import LOGGED_BY_TRL, PairBatch, PairCallback, PairMetrics
 from trl_capo.core.noise_rate import NoiseRateEstimator
 from trl_capo.core.packing import PaddingFree
-from trl_capo.core.pairs import COLUMNS, SWAPPED, WITNESS, PairCollator, PairIndex, evidence, split_batch
+from trl_capo.core.pairs import COLUMNS, SWAPPED, PairCollator, PairIndex, evidence, split_batch
 
 
 def sequence_log_probs(token_log_probs: Tensor, completion_mask: Tensor, *, ld_alpha: float | None = None) -> Tensor:
@@ -97,8 +97,8 @@ class CAPOTrainer(DPOTrainer):
         self.data_collator = PairCollator(self.data_collator)
         if args.noise_rate == "auto":
             self.add_callback(NoiseRateEstimator(groups, pairs))
-            if pairs and {WITNESS, SWAPPED} & set(train_dataset.column_names):
-                self.noise_rate_estimator.add_witness(*evidence(train_dataset))
+            if pairs and (args.witness != "none" or SWAPPED in train_dataset.column_names):
+                self.noise_rate_estimator.add_evidence(*evidence(train_dataset))
         self._capo_window, self._capo_evaluation = PairMetrics(self.accelerator), PairMetrics(self.accelerator)
         self._capo_agrees_with_trl = False
 

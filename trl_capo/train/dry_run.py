@@ -20,7 +20,7 @@ from trl.cli.accelerate_config import resolve_accelerate_config_argument
 from trl_capo.common.command import model_problem, parse_with_rest, processes, run
 from trl_capo.common.text import count, escape, text_table
 from trl_capo.core.config import CAPOConfig
-from trl_capo.core.pairs import PROBE, TRUSTED, PairIndex, find_groups
+from trl_capo.core.pairs import PROBE, PairIndex, find_groups, read_trust
 from trl_capo.data.load import check_pairs
 from trl_capo.data.tokenise import ALL_PAIRS, length_table, length_warnings, measure_lengths
 from trl_capo.train.card import changed_options
@@ -74,12 +74,11 @@ def dry_run(argv: Sequence[str]) -> None:
 
 def _evidence(pairs: Dataset, labels: Sequence[str] | None, witness: str) -> str:
     """Say what is known about the labels besides the model's own view of them."""
-    trusted = np.array(pairs[TRUSTED][:] if TRUSTED in pairs.column_names else [False] * len(pairs))
-    by_group = pd.Series(trusted).groupby(np.array(labels or [""] * len(pairs))).sum()
+    by_group = pd.Series(read_trust(pairs) > 0).groupby(np.array(labels or [""] * len(pairs))).sum()
     hint = "" if by_group.min() >= 10 else "; 10 to 20 checked labels per group help if many labels are wrong"
-    spread = f", {by_group.min()} to {by_group.max()} per group" if labels and trusted.any() else ""
+    spread = f", {by_group.min()} to {by_group.max()} per group" if labels and by_group.any() else ""
     witness += " (--annotate adds one)" if witness == "none" else ""
-    return f"evidence about noise: {count(int(trusted.sum()), 'trusted label')}{spread}{hint}; witness: {witness}"
+    return f"evidence about noise: {count(int(by_group.sum()), 'trusted label')}{spread}{hint}; witness: {witness}"
 
 
 def launched_processes(words: Sequence[str]) -> int:
